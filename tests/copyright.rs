@@ -20,7 +20,7 @@ fn output_of_cargo(args: &[&str]) -> String {
     stdout(cargo().args(args).arg("--locked"))
 }
 
-/// Returns the name and version of each crate that is linked into libka, the shim or the command. Crates that are used
+/// Returns the name and version of each crate that is linked into libka, the shim, ka or ka-top. Crates that are used
 /// only for builds and tests are not included.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = |target| {
@@ -58,11 +58,13 @@ struct Entry {
 
 /// The licences that ka uses the crates under, most preferred first. Each has Debian's name, the name in Cargo.toml,
 /// the first words of the text (a file may begin with a title), and the crate if only one crate has this licence.
-const LICENSES: [(&str, &str, &str, &str); 3] = [
+const LICENSES: [(&str, &str, &str, &str); 5] = [
     ("Expat", "MIT", "Permission is hereby granted, free of charge", ""),
     // Expat with a paragraph about changed versions.
     ("Expat-with-contact-clause", "MIT", "Permission is hereby granted, free of charge", "netlink-sys"),
     ("BSD-3-clause", "BSD-3-Clause", "Redistribution and use in source and binary forms", "subtle"),
+    ("BSL-1.0", "BSL-1.0", "Boost Software License - Version 1.0", "ryu"),
+    ("Zlib", "Zlib", "This software is provided 'as-is'", "foldhash"),
 ];
 
 fn words(text: &str) -> Vec<&str> {
@@ -142,15 +144,18 @@ fn entry(package: &Value, texts: &BTreeMap<&'static str, String>) -> Entry {
         )
     });
     let mut holders = holders(file);
-    if holders.is_empty() {
-        // If the licence names no holder, Cargo.toml may name the authors.
+    let has_name = |holder: &String| holder.contains(char::is_alphabetic);
+    if !holders.iter().any(has_name) {
+        // If the licence names no holder, or only years, Cargo.toml may name the authors.
+        let years = holders.first().map_or_else(String::new, |years| format!("{years} "));
         let authors = package["authors"].as_array().unwrap();
         let without_address =
             |author: &Value| author.as_str().unwrap().split(" <").next().unwrap().to_owned();
         holders = authors.iter().map(without_address).collect();
-    }
-    if holders.is_empty() {
-        holders.push(format!("The authors of {name}"));
+        if holders.is_empty() {
+            holders.push(format!("The authors of {name}"));
+        }
+        holders = holders.into_iter().map(|holder| format!("{years}{holder}")).collect();
     }
     Entry { name, holders, license }
 }
@@ -184,11 +189,11 @@ Upstream-Name: ka
 Comment:
  The sources do not contain the files below vendor/. These are the crates that
  Cargo.lock names, in the folder where `cargo vendor` puts them. They are linked
- into libka, the shim or ka. If a crate has several licences, ka uses it under
- the one that is named here.
+ into libka, the shim, ka or ka-top. If a crate has several licences, ka uses it
+ under the one that is named here.
  .
- The command ka also contains Rust's standard library. libka and the shim
- contain the base of this library (core, alloc, compiler_builtins). Its
+ The programs ka and ka-top also contain Rust's standard library. libka and the
+ shim contain the base of this library (core, alloc, compiler_builtins). Its
  copyright holders are The Rust Project Developers, see
  https://thanks.rust-lang.org, and its licence is Expat.
 

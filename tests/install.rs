@@ -119,6 +119,7 @@ fn files_are_installed_in_the_right_places() {
     }
     add("-rwxr-xr-x", &format!("lib/{library}"));
     add("-rwxr-xr-x", "lib/ka/libka_preload.so");
+    add("-rwxr-xr-x", "lib/ka/ka-top");
     add("-rwxr-xr-x", "bin/ka");
     add("-rw-r--r--", "share/bash-completion/completions/ka");
     add("-rw-r--r--", "share/zsh/site-functions/_ka");
@@ -325,6 +326,17 @@ fn the_installed_shim_and_command_work() {
         stdout(command.args(["-c", code]).env("LD_PRELOAD", link).env("KA_POLICY", "77,7,7")),
         "1 77\n"
     );
+}
+
+#[test]
+fn the_installed_command_finds_the_program_of_its_view() {
+    let ka = prefix().join("bin/ka");
+    let command = format!("TERM=xterm '{}' top 999999999", ka.display());
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).stdin(std::process::Stdio::null());
+    let output = String::from_utf8(script.output().unwrap().stdout).unwrap();
+    // ka-top has tried to list the sockets of this process.
+    assert!(output.starts_with("ka: top: process 999999999: "), "{output}");
 }
 
 #[test]

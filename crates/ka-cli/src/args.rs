@@ -50,6 +50,7 @@ pub(crate) enum Command {
     Attach(AttachArgs),
     Ls(LsArgs),
     Ping(PingArgs),
+    Top(TopArgs),
     Watch(WatchArgs),
     Check(CheckArgs),
     Measure(MeasureArgs),
@@ -508,6 +509,59 @@ pub(crate) struct PingArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Show TCP sockets and their keepalive in a live view on the terminal
+///
+/// The view has the columns of ka ls, and refreshes them each second. Sockets that need attention come first: those
+/// with unanswered probes, then those without keepalive, then those with another risk. See ka-ls(1) for the columns and
+/// the risks. Below, the view lists the connections that ended abnormally since its start, as ka watch does.
+///
+/// Keys: Up, Down, Page Up, Page Down, Home and End, or k, j, b, f, g and G, select a socket. The selection stays on
+/// this socket. "s" and "S" choose the column to sort by, and "R" reverses the order. "/" filters the list by a text.
+/// "r" shows only sockets with a risk. Esc shows all sockets again. Space pauses and continues. "p" probes the selected
+/// connection, as ka ping does, and shows the result in its row. "a" applies the policy to the selected socket. "?" shows
+/// the keys. Ctrl-L draws the screen again, Ctrl-Z stops ka, and "q" and Ctrl-C quit.
+///
+/// The text of "/" is one or more words, and a socket must match all of them. A number matches a port or a PID. Another
+/// word matches a part of the process, the state, an address or a risk, or on, off and unknown.
+///
+/// The key "a" shows the policy, and the ka attach command that applies the same policy, and asks before it changes the
+/// socket. The mode and each value of the policy come from the flags, the KA_ variables, /etc/ka.conf, or the defaults
+/// 60,10,6 and force, in this order: see ka-run(1).
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  ka top                           show this network namespace
+  ka top 1234 5678                 show the sockets of two processes
+  sudo ka top --port 5432 --interval 5s
+  sudo ka top -p 280,30,5          let the key \"a\" apply 280,30,5
+
+Status: 0 if the user quits the view, or SIGINT, SIGTERM, SIGQUIT or SIGHUP ends it. 2 if standard input or output is \
+no terminal, or ka could not show the view.
+
+Environment: If NO_COLOR is set and not empty, the view has no colours. If the locale (LC_ALL, LC_CTYPE, LANG) does \
+not use UTF-8, the view is in ASCII.
+
+The view needs 60 columns and 8 lines. If ka lacks rights, the view shows what it can, and says what is missing. Run \
+ka as root to see all.
+
+To keep the other commands small, a program of its own draws the view: ka-top, which is installed with \
+libka_preload.so. If it is missing, ka top says where it looked.")]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub(crate) policy: PolicyFlags,
+    /// Choose whether the socket may keep the settings of its program. Default: KA_MODE, or force
+    #[arg(long, value_parser = policy_flags::mode(), help_heading = "Policy")]
+    pub(crate) mode: Option<Mode>,
+    /// Show only the sockets of these processes, by PID
+    #[arg(value_name = "PID", value_parser = pid)]
+    pub(crate) pids: Vec<i32>,
+    /// Show only sockets whose local or peer port is this one
+    #[arg(long, value_parser = port)]
+    pub(crate) port: Option<u16>,
+    /// The time between two refreshes
+    #[arg(long, value_name = "S", default_value = "1s", value_parser = duration::fine_seconds)]
+    pub(crate) interval: u32,
 }
 
 /// Report each connection that ends abnormally, whose it was, and why

@@ -130,8 +130,8 @@ _ka_and_more() {
     @ALL@) ;;
     *)
         case $sub$cur in
-        attach-* | check-* | ls-* | ping-*) ;;
-        attach* | ls* | ping*) COMPREPLY=($(compgen -W "$(_ka_pids)" -- "$cur")); return ;;
+        attach-* | check-* | ls-* | ping-* | top-*) ;;
+        attach* | ls* | ping* | top*) COMPREPLY=($(compgen -W "$(_ka_pids)" -- "$cur")); return ;;
         check*) COMPREPLY=($(compgen -c -W "$(_ka_pids)" -- "$cur")); return ;;
         esac
         ;;
@@ -166,6 +166,7 @@ fn fish(command: &Command) -> String {
         ("ls", "-x -l pid", "(__fish_complete_pids)"),
         ("ping", "-f", "(__fish_complete_pids)"),
         ("ping", "-x -l pid", "(__fish_complete_pids)"),
+        ("top", "-f", "(__fish_complete_pids)"),
         ("ls", "-x -l netns", "(ls /run/netns 2>/dev/null)"),
     ];
     let line = |(part, flags, values)| {

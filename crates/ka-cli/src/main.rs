@@ -1,61 +1,7 @@
-//! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
-//!
-//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`check`], [`measure`], [`plan`], [`defaults`], [`cgroup`], [`watch`],
-//! [`completions`]. This crate parses the arguments, prints the output, and starts programs. ka-reach finds and sets
-//! sockets, and ka-core defines policies.
+//! `ka`, the command. The library of this package implements it.
 
 #![cfg_attr(not(test), no_main)]
 #![deny(unsafe_code)] // except in items that give the reason with `expect`
-#![deny(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::unreachable,
-    clippy::indexing_slicing,
-    clippy::string_slice
-)]
-#![cfg_attr(test, allow(dead_code, clippy::unwrap_used, clippy::panic))]
-
-mod args;
-mod attach;
-mod cgroup;
-mod check;
-mod client;
-mod completions;
-mod defaults;
-mod duration;
-mod env_arguments;
-mod environment;
-mod failure;
-mod json;
-mod ls;
-#[cfg(test)]
-mod man;
-mod measure;
-mod notify;
-mod ping;
-mod plan;
-mod plural;
-mod policy_flags;
-mod policy_sources;
-mod presets;
-mod process_policy;
-mod program;
-mod run;
-mod shell;
-mod start;
-mod sysctl;
-mod table;
-mod timestamp;
-mod via;
-mod watch;
-mod wrapper;
-
-use std::ffi::OsString;
-use std::io::Write as _;
-
-use args::Command;
-use failure::{CommandResult, Failure};
 
 /// The entry point from C. Rust's own `main` would ignore SIGPIPE. This function leaves the signal dispositions
 /// unchanged. So ka ends silently if the reader of its output ends, and a program that `ka run` starts inherits the
@@ -68,50 +14,12 @@ use failure::{CommandResult, Failure};
 #[expect(unsafe_code, reason = "C calls it")]
 pub unsafe extern "C" fn main(argc: libc::c_int, argv: *const *const libc::c_char) -> libc::c_int {
     // SAFETY: the C library passes argc C strings, which live as long as the program.
-    run_command(unsafe { start::arguments(argc, argv) })
+    ka_cli::run_command(unsafe { ka_cli::arguments(argc, argv) })
 }
 
-/// Runs the command, and returns its exit status.
-fn run_command(arguments: Vec<OsString>) -> i32 {
-    // The program that `ka run` starts must inherit the standard descriptors unchanged, even if they are closed.
-    let runs = arguments.get(1).is_some_and(|word| word == "run");
-    if !runs {
-        start::open_standard_descriptors();
-    }
-    let ka = match args::parse(arguments) {
-        Ok(ka) => ka,
-        Err(error) if error.use_stderr() => {
-            let _ = error.print();
-            return if runs { failure::RUN_FAILED } else { failure::USAGE };
-        }
-        Err(help) => return end(print(&help)),
-    };
-    end(match ka.command {
-        Command::Run(args) => run::run(&args),
-        Command::Attach(args) => attach::attach(&args),
-        Command::Ls(args) => ls::ls(&args),
-        Command::Ping(args) => ping::ping(&args),
-        Command::Check(args) => check::check(&args),
-        Command::Measure(args) => measure::measure(&args),
-        Command::Plan(args) => plan::plan(&args),
-        Command::Defaults(args) => defaults::defaults(&args),
-        Command::Cgroup(args) => cgroup::cgroup(&args),
-        Command::Watch(args) => watch::watch(&args),
-        Command::Completions(args) => completions::completions(&args),
-    })
-}
-
-/// Prints help, or the version. clap returns both as errors.
-fn print(help: &clap::Error) -> CommandResult {
-    help.print()?;
-    std::io::stdout().flush()?;
-    Ok(0)
-}
-
-/// Prints the message of a failure, and returns the exit status.
-fn end(outcome: CommandResult) -> i32 {
-    outcome.unwrap_or_else(|Failure { status, message }| {
-        failure::warn(message);
-        status
-    })
-}
+/// libka_preload.so does nothing in a program that exports this symbol. If /etc/ld.so.preload loads it into all
+/// programs, its policy does not change the sockets that ka sets. build.rs makes the linker export the symbol.
+#[cfg(not(test))]
+#[unsafe(no_mangle)]
+#[expect(unsafe_code, reason = "the loader finds it by this name")]
+pub extern "C" fn ka_preload_off() {}

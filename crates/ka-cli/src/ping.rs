@@ -160,6 +160,19 @@ impl<'a> From<&'a PingedConnection> for PingRow<'a> {
     }
 }
 
+/// Describes the result for a connection: in one word, and in a sentence.
+pub(crate) fn describe(connection: &PingedConnection, timeout: Duration) -> (String, String) {
+    let PingRow { result, rtt_ms, error, .. } = PingRow::from(connection);
+    match (rtt_ms, error) {
+        (Some(rtt), _) => (format!("{rtt:.1}ms"), format!("{result} after {rtt:.1} ms")),
+        (None, Some(error)) => (result.to_owned(), format!("{result}: {error}")),
+        (None, None) if matches!(connection.life, Life::Silent { .. }) => {
+            (result.to_owned(), format!("{result}: no answer within {timeout:?}"))
+        }
+        (None, None) => (result.to_owned(), format!("{result}: the process has closed the socket")),
+    }
+}
+
 /// Returns what a user must know about a result besides its name.
 fn error(life: &Life) -> Option<String> {
     match life {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Formats a number and its noun: "1 socket", "2 sockets", "2 processes".
-pub(crate) fn count(number: impl Copy + fmt::Display + PartialEq + From<u8>, noun: &str) -> String {
+pub fn count(number: impl Copy + fmt::Display + PartialEq + From<u8>, noun: &str) -> String {
     let ending = match noun {
         _ if number == 1.into() => "",
         noun if noun.ends_with('s') => "es",

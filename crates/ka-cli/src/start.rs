@@ -19,8 +19,7 @@ use crate::failure::USAGE;
 ///
 /// # Safety
 /// `argv` has `argc` C strings, which live as long as the program.
-#[cfg(not(test))]
-pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) -> Vec<OsString> {
+pub unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) -> Vec<OsString> {
     let count = usize::try_from(argc).unwrap_or(0);
     // SAFETY: `n` is below argc, so argv has this C string.
     let argument = |n| unsafe { CStr::from_ptr(*argv.add(n)) };
@@ -29,12 +28,6 @@ pub(crate) unsafe fn arguments(argc: libc::c_int, argv: *const *const c_char) ->
     }
     (0..count).map(|n| OsString::from_vec(argument(n).to_bytes().to_vec())).collect()
 }
-
-/// libka_preload.so does nothing in a program that exports this symbol. If /etc/ld.so.preload loads it into all
-/// programs, its policy does not change the sockets that ka sets. build.rs makes the linker export the symbol.
-#[cfg(not(test))]
-#[unsafe(no_mangle)]
-pub extern "C" fn ka_preload_off() {}
 
 /// The system's allocator. Rust would call abort(3) and dump core when memory runs out. This allocator prints a message
 /// and exits as after any other failure. Nothing has to be undone, because setting a socket or a sysctl needs no

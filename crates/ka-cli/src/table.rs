@@ -9,11 +9,15 @@ use ka_reach::escape::visible;
 
 /// The meaning of a cell's colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Paint {
+pub enum Paint {
+    /// No colour.
     #[default]
     Plain,
+    /// Green.
     Good,
+    /// Yellow.
     Warning,
+    /// Red.
     Bad,
 }
 
@@ -30,13 +34,16 @@ impl Paint {
 
 /// A cell of a table.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cell {
-    text: Cow<'static, str>,
-    paint: Paint,
+pub struct Cell {
+    /// The text, which has no control characters.
+    pub text: Cow<'static, str>,
+    /// The colour.
+    pub paint: Paint,
 }
 
 impl Cell {
-    pub(crate) fn painted(text: impl Into<Cow<'static, str>>, paint: Paint) -> Self {
+    /// Returns a cell in a colour.
+    pub fn painted(text: impl Into<Cow<'static, str>>, paint: Paint) -> Self {
         Self { text: text.into(), paint }
     }
 }
@@ -49,61 +56,71 @@ impl<T: Into<Cow<'static, str>>> From<T> for Cell {
 
 /// A column: its heading, its alignment, and how it shrinks if the terminal is too narrow.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Column {
-    pub(crate) head: &'static str,
-    pub(crate) right: bool,
+pub struct Column {
+    /// The heading.
+    pub head: &'static str,
+    /// True if the cells are aligned to the right.
+    pub right: bool,
     /// The smallest width while droppable columns are left. `None` if the column is never shortened.
-    pub(crate) least: Option<usize>,
+    pub least: Option<usize>,
     /// The smallest width after all droppable columns have been left out.
     floor: usize,
     /// If a cell is shortened, the text from the last occurrence of this letter on is kept.
-    anchor: Option<char>,
+    pub anchor: Option<char>,
     /// The column with the highest rank is left out first. A column of rank 0 always stays.
     rank: u8,
 }
 
 impl Column {
-    pub(crate) const fn left(head: &'static str) -> Self {
+    /// Returns a column that is aligned to the left.
+    pub const fn left(head: &'static str) -> Self {
         Self { head, right: false, least: None, floor: 0, anchor: None, rank: 0 }
     }
 
-    pub(crate) const fn right(head: &'static str) -> Self {
+    /// Returns a column that is aligned to the right.
+    pub const fn right(head: &'static str) -> Self {
         Self { right: true, ..Self::left(head) }
     }
 
     /// Returns a column that may be shortened to this many letters.
-    pub(crate) const fn elastic(head: &'static str, least: usize) -> Self {
-        Self { least: Some(least), floor: least, ..Self::left(head) }
+    pub const fn elastic(head: &'static str, least: usize) -> Self {
+        Self::left(head).at_least(least)
+    }
+
+    /// Allows the column to be shortened to this many letters.
+    pub const fn at_least(self, least: usize) -> Self {
+        Self { least: Some(least), floor: least, ..self }
     }
 
     /// Keeps the text from the last `anchor` on, such as the colon of a port.
-    pub(crate) const fn keeping(self, anchor: char) -> Self {
+    pub const fn keeping(self, anchor: char) -> Self {
         Self { anchor: Some(anchor), ..self }
     }
 
     /// Allows fewer letters after all droppable columns have been left out.
-    pub(crate) const fn down_to(self, floor: usize) -> Self {
+    pub const fn down_to(self, floor: usize) -> Self {
         Self { floor, ..self }
     }
 
     /// Allows the column to be left out. The column with the highest rank is left out first.
-    pub(crate) const fn droppable(self, rank: u8) -> Self {
+    pub const fn droppable(self, rank: u8) -> Self {
         Self { rank, ..self }
     }
 }
 
 /// The width of the output, and whether it has colours.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Layout {
+pub struct Layout {
     /// The maximum width of a line. `None` if there is none.
-    pub(crate) width: Option<usize>,
-    pub(crate) colour: bool,
+    pub width: Option<usize>,
+    /// True if the output has colours.
+    pub colour: bool,
 }
 
 impl Layout {
     /// Describes standard output. It has colours if it is a terminal with colours and NO_COLOR is empty or not set
     /// (no-color.org).
-    pub(crate) fn standard() -> Self {
+    pub fn standard() -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal();
         let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -123,13 +140,12 @@ impl Layout {
 
 /// Writes a table. If it is too wide, this function leaves out columns without content, then droppable columns, and
 /// shortens elastic columns.
-pub(crate) fn write(
-    out: &mut impl Write,
-    output: Layout,
-    columns: &[Column],
-    rows: &[Vec<Cell>],
-) -> io::Result<()> {
-    let (widths, gap) = layout(output, columns, rows);
+pub fn write(out: &mut impl Write, output: Layout, columns: &[Column], rows: &[Vec<Cell>]) -> io::Result<()> {
+    let mut extents: Vec<_> = columns.iter().map(Extent::of_head).collect();
+    for row in rows {
+        extents.iter_mut().zip(row).for_each(|(extent, cell)| extent.add(cell));
+    }
+    let (widths, gap) = fit(output.width, columns, &extents);
     let heads: Vec<_> = columns.iter().map(|column| Cell::from(column.head)).collect();
     let mut line = String::new();
     for row in std::iter::once(&heads).chain(rows) {
@@ -167,23 +183,48 @@ fn letters(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.chars().count() }
 }
 
-/// Returns the width of each column, and the text between columns. A column that is left out has the width `None`.
-fn layout(output: Layout, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option<usize>>, &'static str) {
-    let mut widths: Vec<_> = columns.iter().map(|column| Some(column.head.len())).collect();
-    let mut has_content = vec![false; columns.len()];
-    for row in rows {
-        for ((width, has_content), cell) in widths.iter_mut().zip(&mut has_content).zip(row) {
-            *width = (*width).max(Some(letters(&cell.text)));
-            *has_content |= !matches!(&*cell.text, "" | "-");
-        }
+/// The content of a column.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// The number of letters in the longest cell, or in the heading.
+    letters: usize,
+    /// True if a cell has a value.
+    has_value: bool,
+}
+
+impl Extent {
+    /// Returns the extent of a column without rows.
+    pub const fn of_head(column: &Column) -> Self {
+        Self { letters: column.head.len(), has_value: false }
     }
-    let Some(room) = output.width else { return (widths, "  ") };
+
+    /// Extends the column by a cell.
+    pub fn add(&mut self, cell: &Cell) {
+        self.letters = self.letters.max(letters(&cell.text));
+        self.has_value |= !matches!(&*cell.text, "" | "-");
+    }
+
+    /// Makes the column at least this wide.
+    pub fn widen(&mut self, letters: usize) {
+        self.letters = self.letters.max(letters);
+    }
+}
+
+/// Fits columns into this many letters. Returns the width of each column, and the text between columns. A column that
+/// is left out has the width `None`.
+pub fn fit(
+    room: Option<usize>,
+    columns: &[Column],
+    extents: &[Extent],
+) -> (Vec<Option<usize>>, &'static str) {
+    let mut widths: Vec<_> = extents.iter().map(|extent| Some(extent.letters)).collect();
+    let Some(room) = room else { return (widths, "  ") };
     let total = |widths: &[Option<usize>], gap: &str| {
         let shown = widths.iter().flatten();
         shown.clone().sum::<usize>() + gap.len() * shown.count().saturating_sub(1)
     };
     if total(&widths, "  ") > room {
-        for (width, _) in widths.iter_mut().zip(has_content).filter(|(_, has_content)| !has_content) {
+        for (width, _) in widths.iter_mut().zip(extents).filter(|(_, extent)| !extent.has_value) {
             *width = None;
         }
     }
@@ -229,7 +270,7 @@ fn layout(output: Layout, columns: &[Column], rows: &[Vec<Cell>]) -> (Vec<Option
 
 /// Shortens a text to this many letters. Without an anchor, keeps the end of the text. With an anchor, keeps the text
 /// from the last anchor on, and leaves out the middle of the text before it.
-fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
+pub fn cut(text: &str, width: usize, anchor: Option<char>) -> Cow<'_, str> {
     let length = letters(text);
     if length <= width {
         return text.into();

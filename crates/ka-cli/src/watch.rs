@@ -100,7 +100,7 @@ fn namespaces(args: &args::WatchArgs, pids: &[i32]) -> ka_reach::Result<Namespac
 }
 
 /// Returns what the source of the watch misses, and why there is no better one.
-fn limits(watch: &Watch) -> Option<String> {
+pub(crate) fn limits(watch: &Watch) -> Option<String> {
     let misses = match watch.source() {
         WatchSource::Ebpf => return None,
         WatchSource::Diag => {
@@ -270,7 +270,7 @@ struct MissedLine {
 }
 
 /// Describes the end of a connection for people.
-fn sentence(death: &Death) -> String {
+pub(crate) fn sentence(death: &Death) -> String {
     let owner = death.owner.as_ref().map_or_else(
         || "unknown process".to_owned(),
         |owner| format!("{}/{}", visible(owner.comm.as_deref().unwrap_or(b"?")), owner.pid),

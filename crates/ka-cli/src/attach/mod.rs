@@ -19,10 +19,10 @@ use crate::failure::{CommandResult, FOUND, Failure, warn};
 use crate::plural;
 use crate::policy_flags;
 use crate::policy_sources::{self, Chosen};
-use report::{Printer, policy_text};
+use report::Printer;
 use undo::Undo;
 
-pub(crate) use report::{arrow, print_message};
+pub(crate) use report::{arrow, policy_text, print_message, socket_line};
 
 pub(crate) fn attach(args: &args::AttachArgs) -> CommandResult {
     let undo = args.undo.as_deref().map(Undo::read).transpose()?;

@@ -184,7 +184,7 @@ impl<'a> Printer<'a> {
 }
 
 /// Describes the policy and the mode of a change.
-pub(super) fn policy_text(change: &Change<'_>) -> String {
+pub(crate) fn policy_text(change: &Change<'_>) -> String {
     format!("{} (mode {})", brief::brief(&change.policy), change.mode.name())
 }
 
@@ -204,7 +204,7 @@ pub(crate) fn arrow(local: Option<SocketAddr>, peer: Option<SocketAddr>) -> Stri
 }
 
 /// Describes the result for a socket: `fd 7 192.0.2.1:443 -> 198.51.100.1:50000: set from off to 60,10,6`
-fn socket_line(result: &SocketResult, dry_run: bool) -> String {
+pub(crate) fn socket_line(result: &SocketResult, dry_run: bool) -> String {
     let fd = result.fd.map_or_else(|| "?".to_owned(), |fd| fd.to_string());
     let what = match (&result.error, result.outcome) {
         (Some(error), _) => error.to_string(),

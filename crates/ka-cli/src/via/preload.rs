@@ -9,12 +9,13 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::{ATTACH_LATER, Obstacle, Reachability, StartRequest, Way};
 use crate::environment::Environment;
 use crate::failure::{Failure, RUN_FAILED, warn};
+use crate::installed;
 use crate::program::Program;
 use crate::wrapper::{self, PRELOAD};
 use ka_reach::elf::{self, CLibrary, Elf, Linked};
@@ -28,12 +29,6 @@ const SHIM: &str = "libka_preload.so";
 
 /// Functions that the shim exports. A C library exports all of them too, but its SONAME differs from the shim's.
 const HOOKS: [&str; 6] = ["socket", "setsockopt", "connect", "listen", "accept", "accept4"];
-
-/// The directory in which packages install the shim. A package can set another one at build time.
-const PRIVATE_FOLDER: &str = match option_env!("KA_LIBDIR") {
-    Some(folder) => folder,
-    None => "/usr/lib/ka",
-};
 
 impl Way for Preload {
     fn name(&self) -> &'static str {
@@ -236,7 +231,7 @@ pub(crate) fn listed_for(request: &StartRequest<'_>) -> Option<PathBuf> {
 /// Returns the path of the shim for LD_PRELOAD. If there is no shim, returns the path at which a package installs it.
 /// `None` if LD_PRELOAD cannot contain the path.
 pub(crate) fn shim_path() -> Option<PathBuf> {
-    let path = shim().map_or_else(|_| Path::new(PRIVATE_FOLDER).join(SHIM), |shim| shim.path.clone());
+    let path = shim().map_or_else(|_| Path::new(installed::FOLDER).join(SHIM), |shim| shim.path.clone());
     is_plain(&path).then_some(path)
 }
 
@@ -246,12 +241,9 @@ fn find_shim() -> Result<ShimFile, String> {
     let named = env::var_os("KA_PRELOAD").filter(|path| !path.is_empty());
     let places = match &named {
         Some(path) => vec![PathBuf::from(path)],
-        None => candidates(),
+        None => installed::candidates(SHIM),
     };
-    let Some(path) = places.iter().find(|path| path.exists()) else {
-        let places: Vec<_> = places.iter().map(|path| path.display().to_string()).collect();
-        return Err(format!("cannot find {SHIM}: looked for {}", places.join(", ")));
-    };
+    let path = installed::first(SHIM, &places)?;
     // The program may change its working directory, so the path must be absolute.
     let mut path =
         std::path::absolute(path).map_err(|error| format!("{}: {}", path.display(), reason(&error)))?;
@@ -269,36 +261,6 @@ fn find_shim() -> Result<ShimFile, String> {
         Ok(_) => refused(&"not a shared library"),
         Err(error) => refused(&error),
     }
-}
-
-/// Returns the paths at which the shim may be.
-fn candidates() -> Vec<PathBuf> {
-    let own = env::current_exe().and_then(|path| path.canonicalize());
-    let folder = own.ok().and_then(|path| path.parent().map(Path::to_path_buf));
-    let triple = format!("../lib/{}-linux-gnu/ka", env::consts::ARCH);
-    let beside = folder.into_iter().flat_map(|folder| {
-        ["", "../lib/ka", &triple, "../lib64/ka"].map(|place| normal(&folder.join(place).join(SHIM)))
-    });
-    let mut places: Vec<PathBuf> = Vec::new();
-    for place in beside.chain([Path::new(PRIVATE_FOLDER).join(SHIM)]) {
-        if !places.contains(&place) {
-            places.push(place);
-        }
-    }
-    places
-}
-
-/// Removes `..` from a path. The components before `..` must not be symbolic links.
-fn normal(path: &Path) -> PathBuf {
-    let mut normal = PathBuf::new();
-    for part in path.components() {
-        if part == Component::ParentDir {
-            normal.pop();
-        } else {
-            normal.push(part);
-        }
-    }
-    normal
 }
 
 /// Checks that the environment may name this file as the shim. Returns its path, or the reason why not.
