@@ -115,7 +115,15 @@ test: ## run all tests (about 10 minutes on 2 cores); as root on Debian, install
 	@echo "make test: runs all tests, about 10 minutes on 2 cores. make check: the fast ones, without installing anything."
 	@echo "These tools must be there; as root on Debian, missing ones are installed first: $(TEST_TOOLS)" | fold -s -w 100
 	@scripts/need $(TEST_TOOLS)
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-run
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-libka test-others
+
+# The tests of timers mostly wait, so the two halves of the tests run at the same time.
+test-libka:
+	$(CARGO) test --locked --package ka
+
+test-others:
+	$(CARGO) test --locked --workspace --exclude ka
 
 faults: ## make each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
 	@scripts/need rust cc ip unshare prlimit setpriv
@@ -188,4 +196,4 @@ help: ## print this list
 		'c-examples heartbeat-demo' 'find silent, frozen and forged peers with the heartbeat' \
 		'bindings/cpp' 'build the examples in C++, with Asio and libuv'
 
-.PHONY: all install uninstall deb cargo-c check test header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize
+.PHONY: all install uninstall deb cargo-c check test test-libka test-others header man lab matrix soak aarch64 kernels bench clean help libka copyright deny sbom unsafe mutants fuzz faults sanitize
