@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{ArgGroup, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{
+    ArgGroup, ArgMatches, Args, CommandFactory as _, FromArgMatches, Parser, Subcommand, ValueEnum,
+};
 use clap_complete::Shell;
 use ka_core::{Config, RtoMax};
 use ka_policy::Mode;
@@ -44,20 +47,71 @@ pub(crate) struct Ka {
     pub(crate) command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    Run(RunArgs),
-    Attach(AttachArgs),
-    Ls(LsArgs),
-    Ping(PingArgs),
-    Top(TopArgs),
-    Watch(WatchArgs),
-    Check(CheckArgs),
-    Measure(MeasureArgs),
-    Plan(PlanArgs),
-    Defaults(DefaultsArgs),
-    Cgroup(CgroupArgs),
-    Completions(CompletionsArgs),
+/// Defines the subcommands, as `derive(Subcommand)` does. A subcommand can also be defined alone: the definition of all
+/// takes longer than the rest of the start of `ka run`.
+macro_rules! subcommands {
+    ($($name:literal $variant:ident($args:ident),)*) => {
+        #[derive(Debug)]
+        pub(crate) enum Command {
+            $($variant($args),)*
+        }
+
+        impl Command {
+            /// Defines the subcommand with this name.
+            fn define(name: &str) -> Option<clap::Command> {
+                match name {
+                    $($name => Some($args::augment_args(clap::Command::new($name))),)*
+                    _ => None,
+                }
+            }
+        }
+
+        impl FromArgMatches for Command {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                match matches.subcommand() {
+                    $(Some(($name, matches)) => $args::from_arg_matches(matches).map(Self::$variant),)*
+                    _ => Err(clap::Error::new(ErrorKind::MissingSubcommand)),
+                }
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl Subcommand for Command {
+            fn augment_subcommands(command: clap::Command) -> clap::Command {
+                command
+                    .subcommand_required(true)
+                    .arg_required_else_help(true)
+                    .subcommands([$($name),*].into_iter().filter_map(Self::define))
+            }
+
+            fn augment_subcommands_for_update(command: clap::Command) -> clap::Command {
+                Self::augment_subcommands(command)
+            }
+
+            fn has_subcommand(name: &str) -> bool {
+                [$($name),*].contains(&name)
+            }
+        }
+    };
+}
+
+subcommands! {
+    "run" Run(RunArgs),
+    "attach" Attach(AttachArgs),
+    "ls" Ls(LsArgs),
+    "ping" Ping(PingArgs),
+    "top" Top(TopArgs),
+    "watch" Watch(WatchArgs),
+    "check" Check(CheckArgs),
+    "measure" Measure(MeasureArgs),
+    "plan" Plan(PlanArgs),
+    "defaults" Defaults(DefaultsArgs),
+    "cgroup" Cgroup(CgroupArgs),
+    "completions" Completions(CompletionsArgs),
 }
 
 /// Run a program with keepalive on all its TCP sockets
@@ -1128,7 +1182,11 @@ fn connections(text: &str) -> Result<u64, String> {
 
 /// Parses a command line. The first word is the name of the command.
 pub(crate) fn parse(words: Vec<OsString>) -> Result<Ka, clap::Error> {
-    let mut command = lay_out(Ka::command());
+    let subcommand = words.get(1).and_then(|word| Command::define(word.to_str()?));
+    let mut command = lay_out(match subcommand {
+        Some(subcommand) => clap::Command::new("ka").subcommand(subcommand),
+        None => Ka::command(),
+    });
     let matches = command.try_get_matches_from_mut(words)?;
     Ka::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
 }
