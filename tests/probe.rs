@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,9 @@ use ka_test::libka::{call, enable, libka};
 use ka_test::namespace::in_own_network_namespace;
 use ka_test::socket::{fresh, keepalive_options, option, set_option};
 use ka_test::wait::eventually;
-use libc::{ECONNRESET, EMFILE, ENOTCONN, EPERM, EPIPE, ERANGE, ETIMEDOUT, c_int};
+use libc::{
+    EBADF, ECONNRESET, EMFILE, ENOPROTOOPT, ENOTCONN, ENOTSOCK, EPERM, EPIPE, ERANGE, ETIMEDOUT, c_int,
+};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// A timeout that is long enough for an answer on a busy machine.
@@ -533,19 +535,26 @@ fn a_process_without_a_free_descriptor_can_only_look() {
     if !in_own_network_namespace("a_process_without_a_free_descriptor_can_only_look") {
         return;
     }
-    let pair = Pair::new();
+    // The first call opens files, and may take long.
     let _ = libka();
+    let pair = Pair::new();
     let before = keepalive_options(pair.fd());
     let limit = |descriptors| {
         let limit = libc::rlimit { rlim_cur: descriptors, rlim_max: 1024 };
         // SAFETY: `limit` lives until the call returns.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }, 0);
     };
+    let (unconnected, datagrams, file) =
+        (fresh(), UdpSocket::bind("127.0.0.1:0").unwrap(), fs::File::open("/dev/null").unwrap());
     limit(3);
     let looked = probe(pair.fd(), LONG);
     idle();
     let results = [probe(pair.fd(), 0), probe(pair.fd(), LONG)];
+    // The error of a descriptor that cannot be probed comes first.
+    let others = [unconnected.as_raw_fd(), datagrams.as_raw_fd(), file.as_raw_fd(), -1];
+    let others = others.map(|fd| probe(fd, LONG));
     limit(1024);
+    assert_eq!(others, [ENOTCONN, ENOPROTOOPT, ENOTSOCK, EBADF].map(Err));
     assert_eq!((looked, results), (Ok(1), [Ok(0), Err(EMFILE)]));
     assert_eq!(keepalive_options(pair.fd()), before);
     assert_eq!(probe(pair.fd(), LONG), Ok(1));

@@ -80,6 +80,19 @@ fn accepted_connections_cost_no_call() {
 }
 
 #[test]
+fn ka_probe_with_a_timeout_of_0_only_reads() {
+    for link in LINKS {
+        let (output, log) =
+            strace(&program("trace", link), &["-e".into(), "trace=all".into()], &["probe", "0", "10000"]);
+        assert_eq!(output, "0 1 ");
+        let parts = between_marks(&log);
+        let is_read = |call: &&str| call.starts_with("getsockopt(");
+        assert!(!parts[0].is_empty() && parts[0].iter().all(is_read), "{:?}", parts[0]);
+        assert!(parts[2].iter().any(|call| call.contains("TCP_KEEPIDLE, [1]")), "{:?}", parts[2]);
+    }
+}
+
+#[test]
 fn the_idle_time_is_set_after_a_lower_interval() {
     let (output, log) = strace(&program("trace", Linkage::Shared), &[], &["on", "intvl=1"]);
     let kept = if has_rto_max() { 60000 } else { -1 };

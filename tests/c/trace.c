@@ -4,6 +4,8 @@
  *
  * trace enable N: makes N calls of ka_enable(fd, 60, 10, 5) on a new socket, each between two marks.
  *
+ * trace probe TIMEOUT...: probes an idle connection with each timeout, each between two marks. Prints the results.
+ *
  * trace server: sets keepalive on a listener once, and accepts a connection after each mark.
  */
 #include <errno.h>
@@ -73,17 +75,44 @@ static int enable(int calls)
     return 0;
 }
 
+/* Returns a listener on loopback, and its address. */
+static int make_listener(struct sockaddr_in *address)
+{
+    socklen_t size = sizeof *address;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    *address = (struct sockaddr_in){ .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+    if (bind(listener, (struct sockaddr *)address, size) != 0 || listen(listener, 8) != 0 ||
+        getsockname(listener, (struct sockaddr *)address, &size) != 0)
+        exit(2);
+    return listener;
+}
+
+static int probe(char **timeouts)
+{
+    struct sockaddr_in address;
+    make_listener(&address);
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    if (connect(client, (struct sockaddr *)&address, sizeof address) != 0)
+        return 2;
+    usleep(1200000);
+    for (; *timeouts != NULL; timeouts++) {
+        mark();
+        int result = ka_probe(client, atoi(*timeouts));
+        mark();
+        printf("%d ", result);
+    }
+    return 0;
+}
+
 static int server(void)
 {
-    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
-    socklen_t size = sizeof address;
-    int listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(listener, (struct sockaddr *)&address, size) != 0 || listen(listener, 8) != 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &size) != 0 || ka_enable(listener, 60, 10, 5) != 0)
+    struct sockaddr_in address;
+    int listener = make_listener(&address);
+    if (ka_enable(listener, 60, 10, 5) != 0)
         return 2;
     for (int i = 0; i < 3; i++) {
         int client = socket(AF_INET, SOCK_STREAM, 0);
-        if (connect(client, (struct sockaddr *)&address, size) != 0)
+        if (connect(client, (struct sockaddr *)&address, sizeof address) != 0)
             return 2;
         mark();
         int accepted = accept(listener, NULL, NULL);
@@ -97,6 +126,8 @@ int main(int argc, char **argv)
 {
     if (argc == 3 && strcmp(argv[1], "enable") == 0)
         return enable(atoi(argv[2]));
+    if (argc >= 3 && strcmp(argv[1], "probe") == 0)
+        return probe(argv + 2);
     if (argc == 2 && strcmp(argv[1], "server") == 0)
         return server();
     if (argc == 3)

@@ -8,8 +8,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ka_core::Socket;
 use ka_test::kernel::has_mptcp;
+use ka_test::libka::call;
 use ka_test::socket::{keepalive_options, option, set_option};
 use socket2::Protocol;
 
@@ -177,9 +177,9 @@ const FORGETS: Duration = Duration::from_secs(4);
 
 /// Calls `ka_probe`: 1 if the peer is alive, 0 if it did not answer in time, or the errno.
 fn ka_probe(socket: &impl AsRawFd, timeout_ms: u64) -> Result<i32, i32> {
-    let socket = Socket::new(socket.as_raw_fd());
-    let result = socket.probe(Duration::from_millis(timeout_ms));
-    result.map(|alive| i32::from(alive.is_some())).map_err(|error| error.errno().0)
+    let timeout_ms = timeout_ms.try_into().unwrap();
+    // SAFETY: the call takes no pointer.
+    call(|ka| unsafe { (ka.ka_probe)(socket.as_raw_fd(), timeout_ms) })
 }
 
 /// Calls `ka_probe`, and checks that it puts the settings back and keeps its timeout. Returns its result and the
