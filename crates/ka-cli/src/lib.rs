@@ -49,6 +49,7 @@ mod policy_sources;
 mod presets;
 mod process_policy;
 mod program;
+mod progress_line;
 mod run;
 mod shell;
 pub mod socket_row;

@@ -1,7 +1,7 @@
 //! `ka measure`: measures how long the path to a server may be idle ([`ka_reach::measure`]), and prints the policy for
 //! it.
 
-use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use crate::duration::words;
 use crate::failure::{CommandResult, FOUND, Failure, warn};
 use crate::json;
 use crate::plural;
+use crate::progress_line::ProgressLine;
 use crate::shell::quoted;
 use crate::via;
 
@@ -193,7 +194,7 @@ fn measure_path(server: &MeasureTarget, args: &args::MeasureArgs) -> CommandResu
     let termination = signal::termination().map_err(|error| failed(error.into()))?;
     let mut progress = ProgressDisplay::new(server, args);
     let result = measure::measure(&request, termination.as_fd(), &mut |notice| progress.show(notice));
-    progress.clear();
+    progress.progress.clear();
     let measurement = result.map_err(failed)?;
     let status = match measurement.conclusion {
         Conclusion::Keeps | Conclusion::Forgets(_) => 0,
@@ -213,17 +214,15 @@ fn measure_path(server: &MeasureTarget, args: &args::MeasureArgs) -> CommandResu
 /// Messages on standard error while a measurement runs.
 struct ProgressDisplay<'a> {
     server: &'a MeasureTarget,
-    is_terminal: bool,
     /// Whether to print a line per trial.
     each: bool,
-    /// Whether the last line of the terminal shows the progress.
-    shown: bool,
+    progress: ProgressLine,
 }
 
 impl<'a> ProgressDisplay<'a> {
     fn new(server: &'a MeasureTarget, args: &args::MeasureArgs) -> Self {
-        let is_terminal = io::stderr().is_terminal();
-        Self { server, is_terminal, each: args.verbose || !is_terminal, shown: false }
+        let progress = ProgressLine::new();
+        Self { server, each: args.verbose || !progress.is_shown(), progress }
     }
 
     fn show(&mut self, notice: Notice<'_>) {
@@ -236,27 +235,19 @@ impl<'a> ProgressDisplay<'a> {
             }
             Notice::Trial(sample) if self.each => self.line(&trial_line(sample)),
             Notice::Fewer(most, why) => self.line(&fewer(most, why)),
-            Notice::Progress { elapsed, remaining, connections } if self.is_terminal => {
+            Notice::Progress { elapsed, remaining, connections } => {
                 let time = |time: Duration| words(1000 * time.as_secs());
                 let open = plural::count(connections, "connection");
-                let text = format!("{} elapsed, about {} left, {open} open", time(elapsed), time(remaining));
-                let _ = write!(io::stderr(), "\r\x1b[K{text}");
-                self.shown = true;
+                let (elapsed, remaining) = (time(elapsed), time(remaining));
+                self.progress.show(&format!("{elapsed} elapsed, about {remaining} left, {open} open"));
             }
-            Notice::Trial(_) | Notice::Progress { .. } => {}
+            Notice::Trial(_) => {}
         }
     }
 
     fn line(&mut self, text: &str) {
-        self.clear();
+        self.progress.clear();
         let _ = writeln!(io::stderr(), "{text}");
-    }
-
-    /// Removes the progress from the terminal.
-    fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
     }
 }
 

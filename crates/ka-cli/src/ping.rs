@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
-use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use crate::attach::{print_message, user};
 use crate::failure::{CommandResult, FOUND, Failure, UNKNOWN, USAGE, warn};
 use crate::json;
 use crate::plural::count;
+use crate::progress_line::ProgressLine;
 use crate::table::{self, Cell, Column, Layout, Paint};
 
 pub(crate) fn ping(args: &args::PingArgs) -> CommandResult {
@@ -52,9 +53,11 @@ pub(crate) fn ping(args: &args::PingArgs) -> CommandResult {
     let mut ping = Ping::new(questions, processes, report);
     ping.port = args.port;
     ping.termination = Some(termination.as_fd());
-    let mut meter = Meter::new(questions.timeout);
-    let result = ping.run(|progress| meter.show(progress));
-    meter.clear();
+    let (mut line, began) = (ProgressLine::new(), Instant::now());
+    let result = ping.run(|progress| {
+        line.show(&describe(progress, questions.timeout.saturating_sub(began.elapsed())));
+    });
+    line.clear();
     result.map_err(|error| failure(&format_args!("--destroy: {error}")))?;
     print(args.json, &mut ping)?;
     Ok(status(&ping))
@@ -257,39 +260,8 @@ fn footer(ping: &Ping<'_>) -> String {
     line
 }
 
-/// A line on standard error that shows the progress, if standard error is a terminal.
-struct Meter {
-    is_shown: bool,
-    timeout: Duration,
-    began: Instant,
-    /// The length of the line that the terminal shows.
-    length: usize,
-}
-
-impl Meter {
-    fn new(timeout: Duration) -> Self {
-        Self { is_shown: io::stderr().is_terminal(), timeout, began: Instant::now(), length: 0 }
-    }
-
-    fn show(&mut self, progress: Progress) {
-        if !self.is_shown {
-            return;
-        }
-        let Progress { answered, silent, left } = progress;
-        let rest = self.timeout.saturating_sub(self.began.elapsed()).as_secs_f64();
-        self.write(&format!("{answered} answered, {silent} silent, {left} left, {rest:.1} s"));
-    }
-
-    fn clear(&mut self) {
-        if self.length > 0 {
-            self.write("");
-            self.write("");
-        }
-    }
-
-    /// Replaces the line.
-    fn write(&mut self, line: &str) {
-        let _ = write!(io::stderr(), "\r{line:width$}\r{line}", width = self.length);
-        self.length = line.len();
-    }
+/// Describes the progress. `rest` is the rest of the timeout.
+fn describe(progress: Progress, rest: Duration) -> String {
+    let Progress { answered, silent, left } = progress;
+    format!("{answered} answered, {silent} silent, {left} left, {:.1} s", rest.as_secs_f64())
 }

@@ -108,6 +108,11 @@ impl Column {
     }
 }
 
+/// Returns whether the terminal only shows lines of text.
+pub(crate) fn is_dumb() -> bool {
+    env::var_os("TERM").is_none_or(|term| term == "dumb")
+}
+
 /// The width of the output, and whether it has colours.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
@@ -123,10 +128,9 @@ impl Layout {
     pub fn standard() -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
         let terminal = io::stdout().is_terminal();
-        let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
         let size = rustix::termios::tcgetwinsize(io::stdout());
         let width = size.ok().map(|size| usize::from(size.ws_col)).filter(|width| *width > 0);
-        Self { width: width.filter(|_| terminal), colour: terminal && !dumb && !is_set("NO_COLOR") }
+        Self { width: width.filter(|_| terminal), colour: terminal && !is_dumb() && !is_set("NO_COLOR") }
     }
 
     /// Appends a text in its colour to a line.

@@ -775,7 +775,7 @@ fn the_manual_page_describes_each_json_key() {
     drop(half);
 }
 
-/// Standard error shows the progress only if it is a terminal.
+/// Standard error shows the progress only if it is a terminal that can replace a line.
 #[test]
 fn progress_is_shown_on_a_terminal() {
     if !in_own_network_namespace("progress_is_shown_on_a_terminal") {
@@ -785,10 +785,14 @@ fn progress_is_shown_on_a_terminal() {
     idle();
     filter("drop", &[port(&cut.1)]);
     let script = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
-    let mut command = bare("python3");
-    command.args(["-c", script]).arg(release().join("ka")).args(["ping", "--timeout", "1s", &own_pid()]);
-    let (status, out, _) = outcome(&mut command);
-    assert!(status == 1 && out.contains("2 answered, 0 silent, 2 left, "), "{out:?}");
+    for (terminal, is_shown) in [("xterm", true), ("dumb", false)] {
+        let mut command = bare("python3");
+        command.args(["-c", script]).arg(release().join("ka")).args(["ping", "--timeout", "1s", &own_pid()]);
+        let (status, out, _) = outcome(command.env("TERM", terminal));
+        let shows = out.contains("2 answered, 0 silent, 2 left, ");
+        assert_eq!((status, shows), (1, is_shown), "{terminal}: {out:?}");
+        assert!(is_shown || !out.contains('\x1b'), "{out:?}");
+    }
     let (_, _, err) = outcome(ka().args(["ping", "--timeout", "1s", &own_pid()]));
     assert_eq!(err, "");
 }
