@@ -474,9 +474,10 @@ pub(crate) struct LsArgs {
 ///
 /// Results: "answered": the peer answered. "silent": the peer left all probes unanswered for the whole timeout. If data
 /// is in flight, the kernel retransmits it instead of sending probes, and an acknowledgement is the answer. "dead": the
-/// connection has ended with an error, for example because the peer answered with a reset. "skipped": ka does not know,
-/// and NOTE says why. An answer proves that the peer's kernel or a proxy in front of it is alive, not that the peer's
-/// program works.
+/// connection has ended with an error, for example because the peer answered with a reset. The kernel gives the exact
+/// error only to the program, so NOTE can differ from it: after --destroy or ss -K, NOTE is the text of ECONNRESET, and
+/// the program gets ECONNABORTED. "skipped": ka does not know, and NOTE says why. An answer proves that the peer's kernel
+/// or a proxy in front of it is alive, not that the peer's program works.
 ///
 /// ka skips a connection in state close-wait: the peer has closed it, and the program has not closed its side, so the
 /// program leaks the socket. ka leaves out listeners and sockets that were never connected.
@@ -774,8 +775,9 @@ pub(crate) struct CheckArgs {
 /// Verdicts: "keeps": the path survived --to. "forgets": the path forgets a connection. It is silent if a NAT or a
 /// firewall drops the probes. It resets the connection if a middlebox answers with RST; a server that was restarted
 /// does the same. "server-closes": the server, or a proxy in front of it, closes idle connections, so the path survives
-/// at least as long. Keepalive does not prevent this. "unclear": the results contradict each other, the server sends
-/// packets by itself, the server no longer accepts connections, or a signal ended the measurement.
+/// at least as long. Keepalive does not prevent this. The verdict is also "server-closes" if the server closes or resets
+/// each connection within the first second. "unclear": the results contradict each other, the server sends packets by
+/// itself, the server no longer accepts connections, or a signal ended the measurement.
 ///
 /// A proxy that ends TCP answers the probes itself. ka then measures the path to the proxy. A NAT may forget a
 /// connection, but accept the probe from the inside as a new connection. Only a probe from the server finds such a NAT:
@@ -803,7 +805,7 @@ JSON keys: An object, printed at the end.
   how: string. How the path forgets. One of silent, reset. null: the verdict is not forgets.
   survives_s: number, seconds. The longest idle time that a connection survived. null: none did.
   fails_s: number, seconds. The shortest idle time that a connection did not survive. null: none failed.
-  server_closed_s: number, seconds. The idle time after which the server closed connections. null: it closed none.
+  server_closed_s: number, seconds. The idle time after which the server ended connections. null: it ended none.
   policy: object. The policy for survives_s, as ka plan --path computes it. null: survives_s is null or less than 3.
   policy.idle: integer, seconds. Idle time before the first probe.
   policy.intvl: integer, seconds. Time from an unanswered probe to the next.
@@ -823,7 +825,8 @@ ka measure --from-server."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct MeasureArgs {
-    /// The server: a host name or an address, and a port. An IPv6 address needs brackets
+    /// The server: a host name or an address, and a port. An IPv6 address needs brackets, and a link-local one the
+    /// interface, as [fe80::7%eth0]:22
     #[arg(value_name = "HOST:PORT", value_parser = measure::target)]
     pub(crate) server: Option<measure::MeasureTarget>,
     /// The shortest idle time, at least 1 s

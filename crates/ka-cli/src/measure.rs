@@ -67,7 +67,15 @@ pub(crate) fn target(text: &str) -> Result<MeasureTarget, String> {
     let wrong = || "must be HOST:PORT, as db.example.net:5432, 192.0.2.7:443 or [2001:db8::7]:22".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(host) => host.parse::<Ipv6Addr>().map(|_| host).map_err(|_| wrong())?,
+        Some(host) => {
+            let (address, zone) =
+                host.split_once('%').map_or((host, None), |(address, zone)| (address, Some(zone)));
+            let address: Ipv6Addr = address.parse().map_err(|_| wrong())?;
+            if address.is_unicast_link_local() && zone.is_none_or(str::is_empty) {
+                return Err("a link-local address needs an interface, as [fe80::7%eth0]:22".to_owned());
+            }
+            host
+        }
         None if host.is_empty() || host.contains([':', '[', ']']) => return Err(wrong()),
         None => host,
     };
@@ -399,7 +407,7 @@ impl Findings<'_> {
 
     /// Explains who does what, as far as the results show it.
     fn reason(&self) -> String {
-        let Measurement { conclusion, measured, .. } = self.measurement;
+        let Measurement { conclusion, measured, samples, .. } = self.measurement;
         match conclusion {
             Conclusion::Keeps => format!(
                 "No timeout of the path up to {} was found.",
@@ -427,10 +435,13 @@ impl Findings<'_> {
                     .to_owned()
             }
             Conclusion::ServerCloses if measured.survives.is_none() => {
-                "The server, or a proxy in front of it, closes each connection at once (FIN). If it waits for a \
-                 request, try --send. It may also reject your address. To measure the path without this server, run \
-                 ka measure --serve PORT on its machine."
-                    .to_owned()
+                let is_reset = samples.iter().any(|sample| sample.result == TrialResult::Reset);
+                format!(
+                    "The server, or a proxy in front of it, ends each connection at once ({}). If it waits for a \
+                     request, try --send. It may also reject your address. To measure the path without this server, \
+                     run ka measure --serve PORT on its machine.",
+                    if is_reset { "RST" } else { "FIN" }
+                )
             }
             Conclusion::ServerCloses => {
                 "The server, or a proxy in front of it, closes idle connections (FIN). Keepalive does not prevent \
@@ -553,6 +564,7 @@ mod tests {
             ("db.example.net:5432", "db.example.net", 5432),
             ("192.0.2.7:1", "192.0.2.7", 1),
             ("[::1]:65535", "::1", 65535),
+            ("[fe80::7%eth0]:22", "fe80::7%eth0", 22),
         ] {
             let target = target(text).unwrap();
             assert_eq!((target.host.as_str(), target.port), (host, port), "{text}");
@@ -570,6 +582,9 @@ mod tests {
             "[::1",
             "[host]:80",
             "[]:1",
+            "[fe80::7]:22",
+            "[fe80::7%]:22",
+            "[%eth0]:22",
         ] {
             assert!(target(text).is_err(), "{text}");
         }

@@ -348,7 +348,7 @@ fn a_server_that_closes_at_once_is_found() {
     assert_eq!((status, json["verdict"].as_str()), (1, Some("server-closes")), "{json}");
     assert_between(&json, "server_closed_s", 0.0, 1.0);
     assert!(json["survives_s"].is_null() && json["policy"].is_null(), "{json}");
-    assert!(out.contains("closes each connection at once (FIN)") && out.contains("try --send"), "{out}");
+    assert!(out.contains("ends each connection at once (FIN)") && out.contains("try --send"), "{out}");
 }
 
 #[test]
@@ -588,6 +588,35 @@ fn the_server_probes_if_it_is_asked_to() {
     let (status, _, err) = outcome(ka().args(["measure", "--from-server", &newer]));
     assert_eq!(status, 2, "{err}");
     assert!(err.contains("is of another version: this server has version 2 of the protocol"), "{err}");
+}
+
+#[test]
+fn a_server_that_reports_without_end_does_not_stop_a_signal() {
+    let address = server(|mut stream| {
+        let reports = "result 9 silent 5 -\n".repeat(5000);
+        let mut written = stream.write_all(b"ka-measure 1 session 00000000000000ff\n");
+        while written.is_ok() {
+            written = stream.write_all(reports.as_bytes());
+        }
+    });
+    let mut child = measure(&["--from", "1s", "--to", "4s", "--from-server", &address])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_secs(2));
+    // Without a limit, ka reads until no memory is left.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    send(&child, libc::SIGINT);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().unwrap();
+    let (status, json) = (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap());
+    assert_eq!((status, json["verdict"].as_str()), (Some(1), Some("unclear")), "{json}");
 }
 
 /// A policy that keeps keepalive on would falsify each idle time.

@@ -78,7 +78,7 @@ pub struct Ladder {
     /// The rungs to try in this round, shortest last.
     queue: Vec<Duration>,
     rungs: Vec<Rung>,
-    /// The idle times at which the peer closed connections.
+    /// The idle times at which the peer closed connections, or reset them at once.
     closed: Vec<Sample>,
     /// The trials in which the peer sent packets by itself.
     interrupted: Vec<Sample>,
@@ -126,6 +126,10 @@ impl Ladder {
     pub fn record(&mut self, sample: Sample) {
         match sample.result {
             TrialResult::Closed => self.closed.push(sample),
+            // The server rejects the connection. No idle time of keepalive is that short.
+            TrialResult::Reset if sample.is_unasked_reset() && sample.idle < LEAST_IDLE => {
+                self.closed.push(sample);
+            }
             TrialResult::Answered if sample.is_interrupted_by_peer() => self.interrupted.push(sample),
             _ => self.rung_of(&sample).push(sample),
         }

@@ -1,7 +1,7 @@
 //! A measurement: opens connections to the server as the ladder demands, and runs their trials.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream, ToSocketAddrs as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -204,8 +204,13 @@ fn dial(address: SocketAddr, bind: Option<IpAddr>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if let Some(bind) = bind {
+        let local = match (bind, address) {
+            // A link-local address needs the interface.
+            (IpAddr::V6(bind), SocketAddr::V6(to)) => SocketAddrV6::new(bind, 0, 0, to.scope_id()).into(),
+            _ => SocketAddr::new(bind, 0),
+        };
         socket
-            .bind(&SocketAddr::new(bind, 0).into())
+            .bind(&local.into())
             .map_err(|error| io::Error::other(format!("cannot connect from {bind}: {}", reason(&error))))?;
     }
     match socket.connect(&address.into()) {
@@ -532,7 +537,7 @@ struct ControlConnection {
     stream: TcpStream,
     lines: LineBuffer,
     key: u64,
-    /// The reports that have arrived: number, result, idle time and time of the answer.
+    /// The reports that have just arrived: number, result, idle time and time of the answer.
     reports: Vec<(u64, TrialResult, Duration, Option<Duration>)>,
     sent: Duration,
     heard: Duration,
@@ -574,16 +579,17 @@ impl ControlConnection {
         Err(not_server(None))
     }
 
-    /// Reads what has arrived. Returns whether the connection is still open.
+    /// Reads some of what has arrived: a server that sends without end must not stop the measurement. Returns whether
+    /// the connection is still open.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return false,
-                Ok(size) => self.lines.push(buffer.get(..size).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        match self.stream.read(&mut buffer) {
+            Ok(0) => false,
+            Ok(size) => {
+                self.lines.push(buffer.get(..size).unwrap_or_default());
+                true
             }
+            Err(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
         }
     }
 
@@ -595,12 +601,19 @@ impl ControlConnection {
                 return false;
             }
         }
+        // All running trials have taken their reports. No others will.
+        self.reports.clear();
         let is_open = self.read();
-        while let Ok(Some(line)) = self.lines.line() {
-            self.heard = now;
-            self.reports.extend(parse_result(&line));
+        loop {
+            match self.lines.line() {
+                Ok(Some(line)) => {
+                    self.heard = now;
+                    self.reports.extend(parse_result(&line));
+                }
+                Ok(None) => return is_open && now.saturating_sub(self.heard) < LOST,
+                Err(()) => return false,
+            }
         }
-        is_open && now.saturating_sub(self.heard) < LOST
     }
 
     /// Takes the report of a trial.

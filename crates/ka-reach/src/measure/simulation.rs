@@ -257,4 +257,21 @@ fn a_server_that_sends_packets_by_itself_is_named() {
     assert_eq!(conclusion, Conclusion::Unclear(Doubt::PeerTalks));
     assert_eq!(measured.survives.map(|survives| survives.as_secs()), Some(50));
     assert!(took < s(160), "{took:?}");
+    // The server never pauses for as long as the shortest idle time of keepalive.
+    let path = SimulatedPath { talks: Some(s(1)), ..SimulatedPath::default() };
+    let (conclusion, measured, took, _) = measure(RANGE, 12, &path);
+    assert_eq!(conclusion, Conclusion::Unclear(Doubt::PeerTalks));
+    assert_eq!(measured.survives, None);
+    assert!(took < s(60), "{took:?}");
+}
+
+#[test]
+fn a_server_that_resets_at_once_is_not_a_path_that_forgets() {
+    for connections in [1, 12] {
+        let resets_unasked = Some(Duration::from_millis(100));
+        let path = SimulatedPath { resets_unasked, ..SimulatedPath::default() };
+        let (conclusion, measured, ..) = measure(RANGE, connections, &path);
+        assert_eq!(conclusion, Conclusion::ServerCloses);
+        assert_eq!((measured.survives, measured.fails), (None, None));
+    }
 }

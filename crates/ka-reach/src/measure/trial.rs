@@ -77,6 +77,10 @@ pub const LEAST_IDLE: Duration = Duration::from_millis(1050);
 /// [`LEAST_IDLE`] or more each.
 const BREAKS: u32 = 3;
 
+/// How long the peer may send packets without an idle time of [`LEAST_IDLE`] between them. The answer to a request may
+/// take a while.
+const TALK: Duration = Duration::from_secs(30);
+
 /// A connection that is idle or being probed.
 #[derive(Debug)]
 pub struct IdleTrial {
@@ -84,8 +88,10 @@ pub struct IdleTrial {
     round_trip: Duration,
     /// When the last packet was sent or received.
     quiet_since: Duration,
-    /// How often a packet has ended an idle time, and the longest of these idle times.
+    /// How often a packet has ended an idle time of [`LEAST_IDLE`] or more, and when the last one did.
     breaks: u32,
+    talks_since: Duration,
+    /// The longest idle time that a packet has ended.
     longest: Duration,
     first_probe: Option<Duration>,
     last_probe: Duration,
@@ -112,6 +118,7 @@ impl IdleTrial {
             round_trip,
             quiet_since: now,
             breaks: 0,
+            talks_since: now,
             longest: Duration::ZERO,
             first_probe: None,
             last_probe: now,
@@ -137,8 +144,9 @@ impl IdleTrial {
         let idle = self.idle(now);
         if idle >= LEAST_IDLE {
             self.breaks = self.breaks.saturating_add(1);
-            self.longest = self.longest.max(idle);
+            self.talks_since = now;
         }
+        self.longest = self.longest.max(idle);
         self.quiet_since = now;
     }
 
@@ -151,7 +159,8 @@ impl IdleTrial {
 
     /// Returns when the next event is due.
     pub fn next(&self, now: Duration) -> TrialStep {
-        if self.breaks >= BREAKS {
+        let talk = self.quiet_since.saturating_sub(self.talks_since);
+        if self.breaks >= BREAKS || !self.is_probed() && talk >= TALK {
             let idle = self.longest;
             return TrialStep::End(Sample {
                 rung: self.rung,
@@ -226,6 +235,22 @@ mod tests {
         let TrialStep::End(sample) = trial.next(s(65)) else { panic!("{trial:?}") };
         assert!(sample.is_interrupted_by_peer());
         assert_eq!(sample.idle, s(25));
+    }
+
+    #[test]
+    fn a_peer_that_never_pauses_ends_the_trial() {
+        for every in [1, 250, 1000] {
+            let mut trial = IdleTrial::new(s(2), Duration::ZERO, s(0));
+            let times = (every..).step_by(usize::try_from(every).unwrap()).map(Duration::from_millis);
+            let end = times.take_while(|time| *time < s(120)).find_map(|time| {
+                trial.packet_seen(time);
+                let TrialStep::End(sample) = trial.next(time) else { return None };
+                Some((sample, time))
+            });
+            let (sample, time) = end.unwrap();
+            assert!(sample.is_interrupted_by_peer(), "{sample:?}");
+            assert_eq!((sample.idle, time), (Duration::from_millis(every), s(30)));
+        }
     }
 
     #[test]

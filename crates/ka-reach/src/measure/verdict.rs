@@ -11,7 +11,7 @@ pub enum Conclusion {
     Keeps,
     /// The path forgets a connection after an idle time, and is silent or resets it.
     Forgets(TrialResult),
-    /// The server closes idle connections, and the path lives at least as long.
+    /// The server closes idle connections, or rejects connections, and the path lives at least as long.
     ServerCloses,
     /// No conclusion is possible.
     Unclear(Doubt),
