@@ -106,6 +106,8 @@ fn libka_needs_at_most_glibc_2_17() {
 fn libka_is_at_most_60_kib() {
     let size = loaded_size(&release().join("libka.so"));
     assert!((1..=60 * 1024).contains(&size), "{size} bytes");
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    assert!(readme.contains("libka.so has at most 60 KiB"), "README.md has another limit");
 }
 
 /// If the library kept state between calls, it would need writable data. Its only writable data is that of the C
