@@ -67,8 +67,8 @@ use crate::errno::{EINVAL, answer};
 /// The function uses a duplicate of fd (close-on-exec) while it runs. So if another thread closes fd, the connection
 /// is closed when the function returns. A child that is forked meanwhile has the duplicate until it execs or exits.
 ///
-/// Thread-safe, async-signal-safe, fork-safe. If several threads probe one socket, one sends the probe, and all wait for
-/// the answer. A signal handler that has interrupted ka_probe can get 0 for a peer that is alive, because it cannot
+/// Thread-safe, async-signal-safe, fork-safe. If several threads probe one socket, one sends the probe, and all wait
+/// for the answer. A signal handler that has interrupted ka_probe can get 0 for a peer that is alive, because it cannot
 /// send a probe while the interrupted call sends one.
 /// Since 0.2.0.
 #[unsafe(no_mangle)]

@@ -146,7 +146,8 @@ fn range(args: &args::MeasureArgs) -> Result<IdleTimes, Failure> {
     let time = |time: Duration| words(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     if from < LEAST {
         return fail(format!(
-            "--from {}: must be 1 s or more, because the kernel sends no probe on a connection that has been idle for less",
+            "--from {}: must be 1 s or more, because the kernel sends no probe after a shorter \
+             idle time",
             time(from)
         ));
     }

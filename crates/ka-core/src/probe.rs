@@ -147,8 +147,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
     }
 
     /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet.
-    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second. If
-    /// the caller was stopped for longer, an answer may have been missed, and this call triggers another probe
+    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second.
+    /// If the caller was stopped for longer, an answer may have been missed, and this call triggers another probe
     /// ([`Probe::has_gap`]).
     ///
     /// # Errors

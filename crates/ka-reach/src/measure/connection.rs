@@ -137,8 +137,8 @@ impl IdleConnection {
         }
     }
 
-    /// Makes the kernel send RST instead of FIN when the connection is closed. If the path has forgotten the connection, a
-    /// FIN would never be acknowledged, and the kernel would send it again and again.
+    /// Makes the kernel send RST instead of FIN when the connection is closed. If the path has forgotten the
+    /// connection, a FIN would never be acknowledged, and the kernel would send it again and again.
     pub(super) fn abort(&self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }

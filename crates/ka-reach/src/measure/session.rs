@@ -83,7 +83,8 @@ const TURNED_AWAY: Duration = Duration::from_secs(2);
 /// The time between two messages on the control connection, and the longest silence of the server on it.
 const BEAT: Duration = Duration::from_secs(1);
 const LOST: Duration = Duration::from_secs(30);
-/// How long after the idle time of a trial the server may report its end. Packets on the path may restart the idle time.
+/// How long after the idle time of a trial the server may report its end. Packets on the path may restart the idle
+/// time.
 const REPORT: Duration = Duration::from_secs(90);
 /// How often to report the progress.
 const PROGRESS: Duration = Duration::from_secs(1);

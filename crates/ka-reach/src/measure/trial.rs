@@ -65,9 +65,9 @@ impl Sample {
 /// The number of unanswered probes after which a trial is silent.
 ///
 /// On a path that loses 30 % of the packets in each direction, a probe and its answer get through with 0.7 · 0.7 =
-/// 49 %, so a probe stays unanswered with 51 %. Then n probes in a row stay unanswered with 0.51^n, and 0.51^11 = 0.0006
-/// is the first power below 0.001. A rung must fail twice before it counts, so a false failure of a rung has a chance of
-/// less than one in a million.
+/// 49 %, so a probe stays unanswered with 51 %. Then n probes in a row stay unanswered with 0.51^n, and 0.51^11 =
+/// 0.0006 is the first power below 0.001. A rung must fail twice before it counts, so a false failure of a rung has a
+/// chance of less than one in a million.
 pub const PROBES: u32 = 11;
 
 /// The shortest idle time. The kernel sends no keepalive probe on a connection that has been idle for less than 1 s.
@@ -189,8 +189,8 @@ impl IdleTrial {
         Sample { rung: self.rung, idle: self.idle(now), result, after }
     }
 
-    /// Returns how long to wait for the answer to the last probe: two round trips, or four after the last probe. A radio
-    /// link may need seconds to wake up, so the probes together wait for more than 5 s.
+    /// Returns how long to wait for the answer to the last probe: two round trips, or four after the last probe. A
+    /// radio link may need seconds to wake up, so the probes together wait for more than 5 s.
     fn patience(&self) -> Duration {
         let (trips, least) = if self.probes < PROBES { (2, 500) } else { (4, 1000) };
         let least = Duration::from_millis(least);

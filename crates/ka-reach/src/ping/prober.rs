@@ -5,9 +5,9 @@
 //! socket whose lock a program holds. So the main thread, which makes no call on a socket, watches the stepper. If the
 //! stepper blocks, another one takes over all other connections. The first one ends when its call returns.
 //!
-//! The settings must be put back in any case. So no signal ends this process, except SIGKILL. It stops early if a signal
-//! ends its parent, even if that is SIGKILL. If a socket is still blocked in the end, this process stays behind, and
-//! puts the settings of that socket back when the lock is released.
+//! The settings must be put back in any case. So no signal ends this process, except SIGKILL. It stops early if a
+//! signal ends its parent, even if that is SIGKILL. If a socket is still blocked in the end, this process stays behind,
+//! and puts the settings of that socket back when the lock is released.
 //!
 //! [`ka_core::Probe`] lets at most 64 probes of a process leave at the same time, until the kernel has sent them. The
 //! others wait. So a burst of probes and answers does not overflow the queue of a network device on the same machine
