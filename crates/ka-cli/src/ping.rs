@@ -55,7 +55,7 @@ pub(crate) fn ping(args: &args::PingArgs) -> CommandResult {
     ping.termination = Some(termination.as_fd());
     let (mut line, began) = (ProgressLine::new(), Instant::now());
     let result = ping.run(|progress| {
-        line.show(&describe(progress, questions.timeout.saturating_sub(began.elapsed())));
+        line.show(&progress_text(progress, questions.timeout.saturating_sub(began.elapsed())));
     });
     line.clear();
     result.map_err(|error| failure(&format_args!("--destroy: {error}")))?;
@@ -261,7 +261,7 @@ fn footer(ping: &Ping<'_>) -> String {
 }
 
 /// Describes the progress. `rest` is the rest of the timeout.
-fn describe(progress: Progress, rest: Duration) -> String {
+fn progress_text(progress: Progress, rest: Duration) -> String {
     let Progress { answered, silent, left } = progress;
     format!("{answered} answered, {silent} silent, {left} left, {:.1} s", rest.as_secs_f64())
 }
