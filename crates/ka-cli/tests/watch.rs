@@ -481,11 +481,12 @@ fn other_namespaces_are_watched_on_request() {
     let mut by_port = watch(&["--port", &victims[1].port.to_string()]);
     let wrong_port = watch(&["--port", "1"]);
     victims.iter_mut().for_each(Victim::reset);
-    let mut all: Vec<_> = [all.event(), all.event()].iter().map(|event| event["pid"].to_string()).collect();
-    all.sort();
-    let mut expected = [other.clone(), own.clone()];
-    expected.sort();
-    assert_eq!(all, expected);
+    // Programs of other tests lose connections at the same time.
+    let mut expected = pids.to_vec();
+    while !expected.is_empty() {
+        let event = all.event();
+        expected.retain(|pid| event["pid"] != *pid);
+    }
     for (watching, pid) in
         [(&mut by_netns, &other), (&mut by_pid, &other), (&mut here, &own), (&mut by_port, &own)]
     {
