@@ -78,8 +78,11 @@ pub struct Program {
 
 impl Program {
     pub fn start(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        Self::of(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Reads the output of a child, whose standard output and standard error must be pipes.
+    pub fn of(mut child: Child) -> Self {
         let (sender, lines) = mpsc::channel();
         let stdin = child.stdin.take();
         let streams: [Box<dyn io::Read + Send>; 2] =
@@ -130,6 +133,15 @@ impl Program {
 
     pub fn signal(&self, signal: i32) {
         signal_child(&self.child, signal);
+    }
+
+    /// Ends the program by SIGTERM, after which its exit status must be 0. Returns the lines that were not taken.
+    pub fn end(mut self) -> Vec<String> {
+        self.signal(libc::SIGTERM);
+        let lines = self.lines.iter().map(|(_, line)| line).collect();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {lines:?}");
+        lines
     }
 
     /// Returns whether a signal has stopped the program.

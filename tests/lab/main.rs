@@ -18,6 +18,7 @@ mod cases {
     pub mod rules;
     pub mod soak;
     pub mod traces;
+    pub mod watch;
 }
 mod chart;
 mod drift;
@@ -88,6 +89,7 @@ fn cases() -> Vec<Case> {
     cases.extend(cases::data::cases());
     cases.extend(cases::ka_probe::cases());
     cases.extend(cases::measure::cases());
+    cases.extend(cases::watch::cases());
     for family in families {
         cases.extend(cases::middlebox::cases(family));
         cases.extend(cases::dead_peer::cases(family));

@@ -280,6 +280,27 @@ impl Network {
         (network, SlowCable::carry(between, delay))
     }
 
+    /// Makes a container on the client: a namespace on a cable to the client, which translates its address.
+    pub fn container(&self) -> Machine {
+        let container = Machine::new();
+        container.cable("eth0", &self.client, "container");
+        container.ip("link set eth0 up
+            address add 172.17.0.2/24 dev eth0");
+        self.client.ip("link set container up
+            address add 172.17.0.1/24 dev container");
+        container.ip("route add default via 172.17.0.1");
+        self.client.sysctl("ipv4/ip_forward", 1);
+        self.client.nft(
+            r#"table ip translation {
+                chain hide {
+                    type nat hook postrouting priority srcnat
+                    oifname "eth0" ip saddr 172.17.0.0/24 masquerade
+                }
+            }"#,
+        );
+        container
+    }
+
     /// Sets the addresses of both ends of the client's cable.
     fn connect_client(&self) {
         self.client.ip("link set eth0 up

@@ -7,19 +7,18 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use command::json::{assert_described, described};
 use command::{as_nobody, bare, ka, outcome};
-use ka_test::child::{Running, stdout, succeed};
+use ka_test::child::{Running, start_service, stdout, succeed};
 use ka_test::kernel::has_ipv6;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root};
-use ka_test::path::{PublicFolder, scratch};
+use ka_test::path::PublicFolder;
 use ka_test::process::{raise_descriptor_limit, signal_child};
 use ka_test::socket::{RTO_MAX, has_rto_max, set_option};
 use ka_test::wait::{eventually, eventually_within};
@@ -36,25 +35,7 @@ struct Watching {
 impl Watching {
     /// Starts ka, and waits until it watches.
     fn start(command: &mut Command) -> Self {
-        let path = scratch("watch-ready");
-        let ready = UnixDatagram::bind(&path).unwrap();
-        // An ordinary user may write to it.
-        succeed(Command::new("chmod").arg("777").arg(&path));
-        ready.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        command
-            .env("NOTIFY_SOCKET", &path)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let mut message = [0; 64];
-        let size = ready.recv(&mut message).unwrap_or_else(|error| {
-            let _ = child.kill();
-            let mut err = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
-            panic!("ka is not ready: {error}: {err}")
-        });
-        assert_eq!(&message[..size], b"READY=1");
+        let mut child = start_service(command);
         let lines = child.stdout.take().map(|output| Lines::new("ka watch", output));
         Self { child, lines }
     }

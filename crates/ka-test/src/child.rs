@@ -2,9 +2,15 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::artifact::shim;
+use crate::path::scratch;
 
 /// Runs a command, which must exit with status 0, and returns its output.
 pub fn succeed(command: &mut Command) -> Output {
@@ -45,6 +51,29 @@ pub fn preloaded(program: impl AsRef<OsStr>) -> Command {
     command.env("LD_PRELOAD", shim());
     remove_ka_variables(&mut command);
     command
+}
+
+/// Starts a service, and waits until it tells the service manager that it is ready (sd_notify(3)). Its standard output
+/// and standard error are pipes.
+#[track_caller]
+pub fn start_service(command: &mut Command) -> Child {
+    let path = scratch("service-ready");
+    let ready = UnixDatagram::bind(&path).unwrap();
+    // An ordinary user may write to it.
+    fs::set_permissions(&path, Permissions::from_mode(0o777)).unwrap();
+    ready.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    command.env("NOTIFY_SOCKET", &path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut message = [0; 64];
+    let size = ready.recv(&mut message).unwrap_or_else(|error| {
+        let _ = child.kill();
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        panic!("the service is not ready: {error}: {err}")
+    });
+    let _ = fs::remove_file(path);
+    assert_eq!(&message[..size], b"READY=1");
+    child
 }
 
 /// A child process that is killed when this is dropped.
