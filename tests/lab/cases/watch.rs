@@ -140,21 +140,6 @@ impl Watching {
         allowed.map(|source| Self::start(machine, *source, args)).collect()
     }
 
-    fn take(&mut self, line: &str) {
-        // Other lines are messages for people.
-        if line.starts_with('{') {
-            self.events.push(serde_json::from_str(line).unwrap());
-        } else {
-            let is_limited = line.contains("takes unreachable for retransmission");
-            assert_eq!(
-                is_limited,
-                self.source != Source::Ebpf,
-                "{:?} is not the source: {line}",
-                self.source
-            );
-        }
-    }
-
     /// Waits until each of these local addresses has an event.
     fn wait(&mut self, locals: &[String]) {
         let until = now() + REPORTS;
@@ -165,18 +150,26 @@ impl Watching {
             let Some((_, line)) = line else {
                 panic!("{:?}: no event about {missing}, but {:?}", self.source, self.events)
             };
-            self.take(&line);
+            self.events.extend(event(self.source, &line));
         }
     }
 
     /// Ends ka. Returns all events.
-    fn end(mut self) -> Vec<Value> {
-        let program = std::mem::replace(&mut self.program, Program::start(&mut Command::new("true")));
-        for line in program.end() {
-            self.take(&line);
-        }
-        self.events
+    fn end(self) -> Vec<Value> {
+        let Self { source, program, mut events } = self;
+        events.extend(program.end().iter().filter_map(|line| event(source, line)));
+        events
     }
+}
+
+/// Returns the event in a line. The other lines are messages for people, which name the limits of the source.
+fn event(source: Source, line: &str) -> Option<Value> {
+    if line.starts_with('{') {
+        return Some(serde_json::from_str(line).unwrap());
+    }
+    let is_limited = line.contains("takes unreachable for retransmission");
+    assert!(!is_limited || source != Source::Ebpf, "ka does not use eBPF: {line}");
+    None
 }
 
 /// A connection of this process that ends.
@@ -458,8 +451,8 @@ fn destroyed(story: &mut Story) {
         Victim::new(&network, &listener, Family::V4, "ss -K", "destroyed").ends_with(libc::ECONNABORTED);
     let program = plain_client(&network, Family::V4, Command::new("python3"));
     let server = listener.accept().unwrap().0;
-    let local =
-        SocketAddr::new(server.peer_addr().unwrap().ip().to_canonical(), server.peer_addr().unwrap().port());
+    let local = server.peer_addr().unwrap();
+    let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     sleep(LEARNS);
     network.drop_packets(r#"iifname "server""#);
     story.mark("packets from the server dropped, both connections destroyed");
