@@ -1,4 +1,4 @@
-//! The installed files of ka that are not programs for users: the shim, and the program of `ka top`.
+//! The installed files of ka that are not programs for users: the shim, and the programs that `ka` starts.
 
 use std::env;
 use std::path::{Component, Path, PathBuf};
