@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
@@ -692,6 +693,10 @@ pub(crate) struct WatchArgs {
     /// Choose how ka learns of the ends. Default: the first of these that ka may use
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub(crate) source: Option<SourceFlag>,
+    /// Serve metrics for Prometheus over HTTP at this address, path /metrics. Without ADDR: only for programs on this
+    /// machine, at 127.0.0.1
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = crate::metrics::address)]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Print a JSON object per line
     #[arg(long)]
     pub(crate) json: bool,

@@ -40,6 +40,7 @@ mod ls;
 #[cfg(test)]
 mod man;
 mod measure;
+mod metrics;
 mod notify;
 mod ping;
 mod plan;

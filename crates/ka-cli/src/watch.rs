@@ -14,13 +14,14 @@ use serde::Serialize;
 use crate::args::{self, SourceFlag};
 use crate::failure::{CommandResult, Failure, warn};
 use crate::json;
+use crate::metrics::{self, MetricsServer};
 use crate::notify::Notify;
 use crate::plural::count;
 use crate::timestamp::rfc3339;
 use ka_reach::escape::{lossless, visible};
 use ka_reach::netns::{self, Namespace};
 use ka_reach::process::Process;
-use ka_reach::watch::{Cause, Death, Namespaces, Watch, WatchEvent, WatchFilter, WatchSource};
+use ka_reach::watch::{Cause, Death, Metrics, Namespaces, Watch, WatchEvent, WatchFilter, WatchSource};
 use ka_reach::{privilege, signal, wait};
 
 /// The shortest time between two messages about missed connections.
@@ -40,6 +41,8 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
             .map_err(|error| failure(&format_args!("process {pid}: {}", privilege::explain(*pid, error))))?;
         processes.push(process);
     }
+    // ka enters other network namespaces later.
+    let listener = args.metrics.map(metrics::listen).transpose()?;
     let namespaces = namespaces(args, &pids).map_err(|error| failure(&error))?;
     let filter = WatchFilter { namespaces, pids, port: args.port };
     let source = args.source.map(|source| match source {
@@ -53,6 +56,11 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
     }
     if let Some(limits) = limits(&watch) {
         warn(format_args!("watch: {limits}"));
+    }
+    let mut server = listener.map(MetricsServer::start).transpose()?;
+    let mut metrics = Metrics::new(watch.source());
+    if server.is_some() {
+        watch.count_risks();
     }
     let mut report = Output {
         is_json: args.json,
@@ -68,6 +76,7 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         let mut others = vec![termination.as_fd()];
         others.extend(processes.iter().filter(|process| process.is_alive()).map(|process| process.as_fd()));
         others.extend(pipe.as_ref().map(|pipe| pipe.as_fd()));
+        others.extend(server.as_ref().map(|server| server.as_fd()));
         let longest = if has_ended { Duration::ZERO } else { report.longest_wait(&notify) };
         let events = watch.wait(&others, longest).map_err(|error| failure(&error))?;
         // A closed output is no error: nobody reads the rest.
@@ -76,6 +85,7 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         if pipe.as_ref().is_some_and(is_ready) {
             return Ok(0);
         }
+        metrics.count(&events);
         match report.print(events) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(0),
             printed => printed?,
@@ -85,6 +95,11 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
             report.print_missed(true)?;
             notify.send("STOPPING=1");
             return Ok(0);
+        }
+        if let Some(server) = &mut server {
+            metrics.update(&watch);
+            server.check()?;
+            server.send(&metrics)?;
         }
     }
 }

@@ -14,16 +14,20 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use ka_core::{Retransmission, Settings};
+use ka_core::{Retransmission, Settings, Status};
+use serde::{Deserialize, Serialize};
 
-use super::WatchSource;
 use super::destroyed::DestroyedGroup;
+use super::examine::ExaminedSocket;
+use super::probes::ProbeCounter;
+use super::{WatchFilter, WatchSource};
 use crate::diag::{DiagSocket, Lister, State};
-use crate::listing::SocketOwner;
+use crate::listing::{ListedSocket, SocketOwner};
 use crate::netns::{self, Namespace};
 use crate::process::{self, Process};
+use crate::risk::{Risk, risks};
 use crate::{Error, Result, privilege, sys};
 
 /// The pause after a list is so many times the processor time of the list.
@@ -39,6 +43,10 @@ const MOST: usize = 1 << 20;
 /// The time between two searches for new network namespaces. A namespace without processes exists for at most this
 /// time longer, because ka's sockets in it keep it.
 const NAMESPACES_AFTER: Duration = Duration::from_secs(30);
+/// While risks are counted, the settings of a connection are read again after this time, but of at most
+/// [`MOST_EXAMINED`] connections after each list.
+const EXAMINE_AFTER: Duration = Duration::from_secs(10);
+const MOST_EXAMINED: usize = 1000;
 
 /// A network namespace, by its inode, and a socket cookie in it.
 pub(super) type ConnectionKey = (u32, u64);
@@ -53,8 +61,11 @@ pub(super) struct Connection {
     pub(super) owner: Option<SocketOwner>,
     /// The settings. `None` if they have not been read.
     pub(super) settings: Option<Settings>,
-    /// Whether the settings were to be read. They may be unreadable.
-    pub(super) is_asked: bool,
+    /// The status when the settings were read last.
+    status: Option<Status>,
+    /// When the settings were read last, or could not be read.
+    pub(super) examined: Option<Instant>,
+    risks: Vec<Risk>,
     /// Whether the end was reported.
     pub(super) is_reported: bool,
     /// Whether the peer has connected.
@@ -81,10 +92,11 @@ pub(super) struct Network {
     lister: Lister,
     /// `None` unless the source is [`WatchSource::Diag`].
     pub(super) group: Option<DestroyedGroup>,
+    probes: ProbeCounter,
 }
 
 /// The numbers of open connections.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConnectionCounts {
     /// Keepalive is on.
     pub on: usize,
@@ -92,6 +104,17 @@ pub struct ConnectionCounts {
     pub off: usize,
     /// It is unknown whether keepalive is on, because another timer runs.
     pub unknown: usize,
+    /// How many have each risk, in the order of [`Risk::ALL`]. 0 unless [`super::Watch::count_risks`] was called.
+    pub at_risk: [usize; Risk::ALL.len()],
+}
+
+/// The last list of the connections.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastList {
+    /// When it was complete, in seconds since 1970.
+    pub time_s: f64,
+    /// How long it took, in seconds.
+    pub took_s: f64,
 }
 
 /// A limit on how often some work is done.
@@ -137,6 +160,10 @@ pub(super) struct Connections {
     searching: Schedule,
     /// True if the last list had connections that are not stored.
     is_full: bool,
+    pub(super) counts_risks: bool,
+    pub(super) last_list: Option<LastList>,
+    /// How many keepalive probes the kernel has sent in the watched namespaces, also in those that are gone.
+    pub(super) probes: u64,
 }
 
 impl Connections {
@@ -154,6 +181,9 @@ impl Connections {
             listing: Schedule::new(LIST_PAUSE),
             searching: Schedule::new(SEARCH_PAUSE),
             is_full: false,
+            counts_risks: false,
+            last_list: None,
+            probes: 0,
         };
         match namespaces {
             Namespaces::Some(some) if some.is_empty() => {
@@ -196,7 +226,10 @@ impl Connections {
     /// listed, and why the list is incomplete.
     pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut listing = std::mem::replace(&mut self.listing, Schedule::new(LIST_PAUSE));
+        let start = Instant::now();
         let (gone, incomplete) = listing.run(|| self.list());
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.last_list = Some(LastList { time_s: time.as_secs_f64(), took_s: start.elapsed().as_secs_f64() });
         self.listing = listing;
         let mut searching = std::mem::replace(&mut self.searching, Schedule::new(SEARCH_PAUSE));
         if searching.is_due() && self.known.values().any(Connection::is_searched) {
@@ -222,7 +255,8 @@ impl Connections {
             State::ALL.into_iter().filter(|state| state.is_connected() || *state == State::Listen).collect();
         let was_full = std::mem::take(&mut self.is_full);
         let mut failed = HashSet::new();
-        for network in &self.networks {
+        for network in &mut self.networks {
+            self.probes += network.probes.more();
             match network.lister.dump(&states, false) {
                 Ok(entries) => {
                     let listeners: HashSet<_> = entries
@@ -234,6 +268,9 @@ impl Connections {
                         let is_accepted = listeners.contains(&entry.local.port());
                         let key = (network.inode, entry.cookie);
                         self.is_full |= !insert(&mut self.known, key, &entry, is_accepted, self.lists);
+                        if let Some(connection) = self.known.get_mut(&key).filter(|_| self.counts_risks) {
+                            connection.find_risks(entry);
+                        }
                     }
                 }
                 Err(error) => {
@@ -295,26 +332,62 @@ impl Connections {
         if inodes.is_empty() { HashMap::new() } else { owners(inodes, &self.pids, false) }
     }
 
-    /// Returns the connections whose owners are known, but whose settings have not been read.
+    /// Returns the connections whose owners are known, and whose settings must be read: for the first time, or again
+    /// to count the risks.
     pub(super) fn unread(&mut self) -> impl Iterator<Item = &mut Connection> {
-        self.known.values_mut().filter(|connection| connection.owner.is_some() && !connection.is_asked)
+        let counts_risks = self.counts_risks;
+        let is_old = move |time: &Instant| counts_risks && time.elapsed() >= EXAMINE_AFTER;
+        let is_unread = move |connection: &Connection| {
+            connection.owner.is_some() && connection.examined.as_ref().is_none_or(is_old)
+        };
+        let most = if counts_risks { MOST_EXAMINED } else { usize::MAX };
+        self.known.values_mut().filter(move |connection| is_unread(connection)).take(most)
     }
 
-    /// Counts the connections, as they were listed last.
-    pub(super) fn counts(&self) -> ConnectionCounts {
+    /// Counts the connections that the filter selects, as they were listed last.
+    pub(super) fn counts(&self, filter: &WatchFilter) -> ConnectionCounts {
         let mut counts = ConnectionCounts::default();
-        for connection in self.known.values() {
+        let is_selected = |connection: &&Connection| {
+            filter.selects(connection.local, connection.peer, connection.owner.as_ref())
+        };
+        for connection in self.known.values().filter(is_selected) {
             *match connection.keepalive {
                 Some(true) => &mut counts.on,
                 Some(false) => &mut counts.off,
                 None => &mut counts.unknown,
             } += 1;
+            for (count, _) in
+                counts.at_risk.iter_mut().zip(Risk::ALL).filter(|(_, risk)| connection.risks.contains(risk))
+            {
+                *count += 1;
+            }
         }
         counts
     }
 }
 
 impl Connection {
+    /// Stores what was read from the socket.
+    pub(super) fn set_examined(&mut self, examined: &ExaminedSocket) {
+        self.settings = Some(examined.settings);
+        self.status = Some(examined.status);
+    }
+
+    /// Finds the risks, from the list and from what was read from the socket last.
+    fn find_risks(&mut self, mut entry: DiagSocket) {
+        let mut settings = self.settings;
+        // The list is newer.
+        if let (Some(settings), Some(is_on)) = (&mut settings, entry.keepalive()) {
+            settings.enabled = is_on;
+        }
+        // The timer that the list has tells whether data is unacknowledged now.
+        entry.status = self.status.map(|status| Status { unacked: 0, ..status });
+        self.keepalive = entry.keepalive().or_else(|| settings.map(|settings| settings.enabled));
+        let socket =
+            ListedSocket { entry, owner: None, others: Vec::new(), netns: None, settings, error: None };
+        self.risks = risks(&socket);
+    }
+
     /// Returns whether the last list had the connection without a process, because its program had closed it.
     pub(super) const fn is_closed(&self) -> bool {
         self.owner.is_some() && self.inode == 0
@@ -333,7 +406,7 @@ impl Network {
         let inode = u32::try_from(namespace.inode()).map_err(|_| Error::NotNetworkNamespace)?;
         let group = (source == WatchSource::Diag).then(DestroyedGroup::join).transpose()?;
         let retries = File::open("/proc/sys/net/ipv4/tcp_retries2").ok();
-        Ok(Self { inode, retries, lister: Lister::open()?, group })
+        Ok(Self { inode, retries, lister: Lister::open()?, group, probes: ProbeCounter::open() })
     }
 
     /// Returns net.ipv4.tcp_retries2, or its default if it cannot be read.
@@ -386,7 +459,9 @@ fn insert(
         peer,
         owner: None,
         settings: None,
-        is_asked: false,
+        status: None,
+        examined: None,
+        risks: Vec::new(),
         is_reported: false,
         is_accepted,
         keepalive: entry.keepalive(),

@@ -26,8 +26,11 @@ mod connections;
 mod death;
 mod destroyed;
 mod examine;
+mod metrics;
+mod probes;
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -36,14 +39,16 @@ use ka_core::Retransmission;
 use crate::bpf::host;
 use crate::bpf::trace::{TraceRecord, Tracer};
 use crate::diag::{DestroyedSocket, State};
+use crate::listing::SocketOwner;
 use crate::worker::Workers;
 use crate::{Error, Result, privilege, sys};
 
-pub use connections::{ConnectionCounts, Namespaces};
+pub use connections::{ConnectionCounts, LastList, Namespaces};
 use connections::{ConnectionKey, Connections};
 pub use death::{Cause, Death};
 use destroyed::{DestroyedGroup, Ending, WithoutFin, ending, timeout};
 use examine::ExaminedSocket;
+pub use metrics::Metrics;
 
 /// The connections to watch.
 pub struct WatchFilter {
@@ -182,6 +187,8 @@ impl Watch {
             if self.source != WatchSource::Ebpf {
                 gone.extend(self.connections.gone_for_long());
                 self.report_gone(&gone, &mut events);
+            }
+            if self.source != WatchSource::Ebpf || self.connections.counts_risks {
                 self.read_settings();
             }
         }
@@ -190,10 +197,28 @@ impl Watch {
         Ok(events)
     }
 
-    /// Returns the numbers of open connections, as they were listed last.
+    /// From now on, reads the settings of all connections from time to time, to count those at risk.
+    pub fn count_risks(&mut self) {
+        self.connections.counts_risks = true;
+    }
+
+    /// Returns the numbers of open connections that the filter selects, as they were listed last.
     #[must_use]
     pub fn counts(&self) -> ConnectionCounts {
-        self.connections.counts()
+        self.connections.counts(&self.filter)
+    }
+
+    /// Returns how many keepalive probes the kernel had sent in the watched network namespaces at the last list, since
+    /// each of them was created.
+    #[must_use]
+    pub const fn probes(&self) -> u64 {
+        self.connections.probes
+    }
+
+    /// Returns when the connections were listed last, and how long that took. `None` before the first list.
+    #[must_use]
+    pub const fn last_list(&self) -> Option<LastList> {
+        self.connections.last_list
     }
 
     /// Reports the connections whose ends the BPF program has recorded.
@@ -323,14 +348,17 @@ impl Watch {
         let mut unread = Vec::new();
         let mut sockets = Vec::new();
         for connection in self.connections.unread() {
-            connection.is_asked = true;
+            connection.examined = Some(Instant::now());
             if let Some(socket) = examine::held(connection) {
                 unread.push(connection);
                 sockets.push(socket);
             }
         }
         for (connection, examined) in unread.into_iter().zip(examine::examine(&mut self.workers, &sockets)) {
-            connection.settings = examined.map(|examined| examined.settings);
+            // If the socket cannot be read again, what was read before stays.
+            if let Some(examined) = examined {
+                connection.set_examined(&examined);
+            }
         }
     }
 }
@@ -348,10 +376,14 @@ fn open(source: WatchSource, filter: &WatchFilter) -> Result<(Option<Tracer>, Co
 
 impl WatchFilter {
     fn matches(&self, death: &Death) -> bool {
-        let has_port = |port| [death.local, death.peer].iter().any(|end| end.port() == port);
-        let is_of = |pid| self.pids.contains(&pid);
+        self.selects(death.local, death.peer, death.owner.as_ref())
+    }
+
+    /// Returns whether a connection with these addresses and this owner is to be watched.
+    fn selects(&self, local: SocketAddr, peer: SocketAddr, owner: Option<&SocketOwner>) -> bool {
+        let has_port = |port| [local, peer].iter().any(|end| end.port() == port);
         self.port.is_none_or(has_port)
-            && (self.pids.is_empty() || death.owner.as_ref().is_some_and(|owner| is_of(owner.pid)))
+            && (self.pids.is_empty() || owner.is_some_and(|owner| self.pids.contains(&owner.pid)))
     }
 }
 
