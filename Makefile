@@ -13,7 +13,7 @@ LAB_TOOLS := ip nft tcpdump tshark unshare python3
 TEST_TOOLS := rust cc g++ clang clang++ clang-rt musl-gcc $(LAB_TOOLS) ss nstat nsenter prlimit strace nm readelf valgrind \
 	nginx curl redis-server redis-cli redis-benchmark postgres psql ssh sshd ssh-keygen node \
 	faketime perl runc torsocks proxychains4 mptcpize jemalloc \
-	go bash bash-completion fish zsh script tmux setpriv setcap sudo sysctl systemd-analyze mandoc jsonschema \
+	go bash bash-completion fish zsh script tmux setpriv setcap sudo sysctl systemd-analyze mandoc jsonschema promtool \
 	abidiff asio cmake dh dpkg-buildpackage libuv lintian pkg-config \
 	mypy $(addprefix python3-,pip pytest requests setuptools wheel)
 
@@ -38,7 +38,7 @@ INSTALL_WHERE = RELEASE='$(RELEASE)' DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' BIN
 SOURCES := Cargo.toml Cargo.lock build.rs src scripts/ld \
 	$(filter-out crates/ka-test/%,$(wildcard crates/*/Cargo.toml crates/*/build.rs crates/*/src))
 
-all: ## release build: libka.so, libka.a, libka_preload.so, ka and ka-top, in target/release
+all: ## release build: libka.so, libka.a, libka_preload.so, ka, ka-top and ka-metrics, in target/release
 	@scripts/need rust cc
 	$(CARGO) build --locked --release --workspace --exclude ka-test
 	@$(NAME_LIBKA)
@@ -107,7 +107,7 @@ check: ## fast checks without root: format, clippy, unit tests, the contract of 
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --quiet --workspace --all-targets -- -D warnings
 	$(CARGO) test --locked --quiet --package ka-core --package ka-policy --package ka-liveness
-	$(CARGO) test --locked --quiet --package ka-reach --package ka-preload --package ka-cli --package ka-top --lib --bins
+	$(CARGO) test --locked --quiet --package ka-reach --package ka-preload --package ka-cli --package ka-top --package ka-metrics --lib --bins
 	$(CARGO) test --locked --quiet $(addprefix --test ,arguments descriptors explain lenient manual reaper security)
 	$(CARGO) test --locked --quiet --test header --test abi sources
 

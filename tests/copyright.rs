@@ -20,8 +20,8 @@ fn output_of_cargo(args: &[&str]) -> String {
     stdout(cargo().args(args).arg("--locked"))
 }
 
-/// Returns the name and version of each crate that is linked into libka, the shim, ka or ka-top. Crates that are used
-/// only for builds and tests are not included.
+/// Returns the name and version of each crate that is linked into libka, the shim, ka, ka-top or ka-metrics. Crates that
+/// are used only for builds and tests are not included.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = |target| {
         let edges = "normal,no-proc-macro";
@@ -189,12 +189,12 @@ Upstream-Name: ka
 Comment:
  The sources do not contain the files below vendor/. These are the crates that
  Cargo.lock names, in the folder where `cargo vendor` puts them. They are linked
- into libka, the shim, ka or ka-top. If a crate has several licences, ka uses it
- under the one that is named here.
+ into libka, the shim, ka, ka-top or ka-metrics. If a crate has several
+ licences, ka uses it under the one that is named here.
  .
- The programs ka and ka-top also contain Rust's standard library. libka and the
- shim contain the base of this library (core, alloc, compiler_builtins). Its
- copyright holders are The Rust Project Developers, see
+ The programs ka, ka-top and ka-metrics also contain Rust's standard library.
+ libka and the shim contain the base of this library (core, alloc,
+ compiler_builtins). Its copyright holders are The Rust Project Developers, see
  https://thanks.rust-lang.org, and its licence is Expat.
 
 Files: *

@@ -321,6 +321,13 @@ fn systemd_accepts_the_drop_in_and_the_units() {
     security.args(["security", "--offline=true", "--no-pager", "--threshold=29"]);
     succeed(security.arg(deploy("systemd/ka-watch.service")));
 
+    let drop_ins = folder.join("ka-watch.service.d");
+    fs::create_dir(&drop_ins).unwrap();
+    let metrics = fs::read_to_string(deploy("systemd/ka-watch-metrics.conf")).unwrap();
+    fs::write(drop_ins.join("metrics.conf"), metrics.replace("/usr/bin/ka", ka.to_str().unwrap())).unwrap();
+    let mut verify = Command::new("systemd-analyze");
+    assert_eq!(stderr(&succeed(verify.args(["verify", "--man=no"]).arg(&path))), "");
+
     // The shim must accept the variables of the drop-in.
     let mut python = Command::new("/usr/bin/python3");
     let variables = environment(&drop_in);

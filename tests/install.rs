@@ -119,6 +119,7 @@ fn files_are_installed_in_the_right_places() {
     }
     add("-rwxr-xr-x", &format!("lib/{library}"));
     add("-rwxr-xr-x", "lib/ka/libka_preload.so");
+    add("-rwxr-xr-x", "lib/ka/ka-metrics");
     add("-rwxr-xr-x", "lib/ka/ka-top");
     add("-rwxr-xr-x", "bin/ka");
     add("-rw-r--r--", "share/bash-completion/completions/ka");

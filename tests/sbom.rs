@@ -11,11 +11,12 @@ use ka_test::path::{root, target};
 use serde_json::Value;
 
 /// The shipped binaries, each with its package and its bill of materials.
-const SHIPPED: [(&str, &str, &str); 4] = [
+const SHIPPED: [(&str, &str, &str); 5] = [
     ("libka.so", "ka", "libka.cdx.json"),
     ("libka_preload.so", "ka-preload", "libka_preload.cdx.json"),
     ("ka", "ka-cli", "ka.cdx.json"),
     ("ka-top", "ka-top", "ka-top.cdx.json"),
+    ("ka-metrics", "ka-metrics", "ka-metrics.cdx.json"),
 ];
 
 fn bill(name: &str) -> Value {

@@ -638,9 +638,10 @@ pub(crate) struct TopArgs {
   sudo ka watch --netns all --json
   ka watch --pid 1234              watch one of your own processes
   sudo ka watch --port 5432 | logger -t ka
+  sudo ka watch --netns all --metrics 9500
 
 Status: 0 after SIGINT or SIGTERM, when the reader of the output has ended, and with --pid when the processes have \
-ended. 2 if ka cannot watch.
+ended. 2 if ka cannot watch, or can no longer serve the metrics.
 
 JSON keys: One line per abnormal end, each with an object.
   time: string. When the connection ended, in UTC (RFC 3339). With --source diag and poll: when ka noticed it.
@@ -677,6 +678,18 @@ retransmission, and destroyed for reset. With --source diag, it cannot always te
 its connection with data unread. With --source poll, it misses connections that their programs close before the next \
 list.
 
+With --metrics, ka serves metrics at http://ADDR:PORT/metrics, in the format OpenMetrics 1.0 if the client asks for it, \
+and otherwise in the format of Prometheus, 0.0.4. ka_connections counts open connections, by keepalive: on, off, unknown. \
+ka_connections_at_risk counts them by the risks of ka ls: off, slow, suspended, user-timeout, unanswered. ka_deaths_total \
+counts the abnormal ends by their causes, since ka watches. ka_missed_deaths_total counts the ends that ka could not \
+report, by the reason: dropped, unclear. ka_keepalive_probes_total counts the keepalive probes that the kernel has sent in \
+the watched network namespaces, of all connections. ka_last_list_timestamp_seconds, ka_last_list_duration_seconds and \
+ka_incomplete_lists_total are about the lists of connections, ka_build_info and ka_watch_info about ka. --pid and --port \
+also select the connections that ka counts. ka reads the settings of each connection again every 10 seconds, or more \
+rarely if there are more than 1000. It knows the risks slow, user-timeout and unanswered only of processes that it may \
+inspect. A program of its own, ka-metrics, answers the requests, without privileges and without encryption. It serves 64 \
+clients at a time. PORT 0 means a free port; ka prints the address on standard error.
+
 If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka tells when it watches, and sends \
 watchdog messages.")]
 pub(crate) struct WatchArgs {
@@ -693,9 +706,9 @@ pub(crate) struct WatchArgs {
     /// Choose how ka learns of the ends. Default: the first of these that ka may use
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub(crate) source: Option<SourceFlag>,
-    /// Serve metrics for Prometheus over HTTP at this address, path /metrics. Without ADDR: only for programs on this
+    /// Serve metrics for Prometheus over HTTP at this address, path /metrics. PORT alone: only for programs on this
     /// machine, at 127.0.0.1
-    #[arg(long, value_name = "[ADDR:]PORT", value_parser = crate::metrics::address)]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = crate::metrics::address)]
     pub(crate) metrics: Option<SocketAddr>,
     /// Print a JSON object per line
     #[arg(long)]

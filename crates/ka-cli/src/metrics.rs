@@ -2,15 +2,18 @@
 
 use std::fmt::Display;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
 use crate::failure::{Failure, warn};
 use crate::installed;
+use ka_reach::process::Process;
 use ka_reach::reason::reason;
+use ka_reach::wait;
 use ka_reach::watch::Metrics;
 
 /// The program that answers the HTTP requests. It is separate so that `ka` reads no byte from a network, and because
@@ -108,8 +111,13 @@ impl AsFd for MetricsServer {
 impl Drop for MetricsServer {
     /// Ends the program, so that the port is free when ka has ended.
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.updates.shutdown(Shutdown::Both);
+        // ka may lack the right to end a process of nobody by a signal. A stopped process does not end.
+        let process = i32::try_from(self.child.id()).ok().and_then(|pid| Process::open(pid).ok());
+        if let Some(process) = process {
+            let _ = wait::poll(&[process.as_fd()], Duration::from_secs(1));
+        }
+        let _ = self.child.try_wait();
     }
 }
 

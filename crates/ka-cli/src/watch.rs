@@ -51,16 +51,17 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         SourceFlag::Poll => WatchSource::Poll,
     });
     let mut watch = Watch::start(filter, source).map_err(|error| failure(&error))?;
+    // ka-metrics drops its own privileges, which as root needs CAP_SETUID.
+    let mut server = listener.map(MetricsServer::start).transpose()?;
+    let mut metrics = Metrics::new(watch.source());
+    if server.is_some() {
+        watch.count_risks();
+    }
     if let Err(error) = watch.drop_capabilities() {
         warn(format_args!("watch: cannot drop capabilities: {error}"));
     }
     if let Some(limits) = limits(&watch) {
         warn(format_args!("watch: {limits}"));
-    }
-    let mut server = listener.map(MetricsServer::start).transpose()?;
-    let mut metrics = Metrics::new(watch.source());
-    if server.is_some() {
-        watch.count_risks();
     }
     let mut report = Output {
         is_json: args.json,

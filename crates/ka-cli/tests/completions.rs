@@ -14,7 +14,7 @@ use ka_test::namespace::user_namespace;
 use ka_test::path::scratch;
 
 /// A line up to the cursor, a candidate that the shell must offer, and a candidate that it must not offer.
-const CASES: [(&str, &str, &str); 25] = [
+const CASES: [(&str, &str, &str); 26] = [
     ("ka pl", "plan", "run"),
     ("ka measure --from-", "--from-server", "--from"),
     ("ka plan --preset aws-n", "aws-nlb", "azure-lb"),
@@ -40,6 +40,7 @@ const CASES: [(&str, &str, &str); 25] = [
     ("ka to", "top", "attach"),
     ("ka top 1", "1", "Cargo.toml"),
     ("ka top --mode fl", "floor", "1"),
+    ("ka watch --me", "--metrics", "--port"),
 ];
 
 /// Candidates of git's own completion, which comes with the shells.
