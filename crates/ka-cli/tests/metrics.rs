@@ -165,7 +165,7 @@ fn connections_and_probes_agree_with_the_kernel() {
     // Unacknowledged data: the peer's window is closed.
     keepalive(&ends[3].0, 600);
     ends[3].0.set_nonblocking(true).unwrap();
-    while (&ends[3].0).write(&[0; 65536]).is_ok() {}
+    while (&ends[3].0).write(&[0; 16384]).is_ok() {}
     let served = Served::start(&["0"]);
     let rows = stdout(Command::new("ss").args(["-tnoH", "state", "established"]));
     let on = rows.lines().filter(|row| row.contains("timer:(keepalive")).count();
@@ -305,7 +305,7 @@ fn hostile_clients_do_no_harm() {
     let endless = thread::spawn(move || {
         let mut client = TcpStream::connect(address).unwrap();
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(30) && client.write_all(&[b'a'; 65536]).is_ok() {}
+        while start.elapsed() < Duration::from_secs(30) && client.write_all(&[b'a'; 16384]).is_ok() {}
         start.elapsed()
     });
     for bytes in [&[0; 100][..], b"\x16\x03\x01\x02\x00\x01", b"GET /metrics HTTP/1.1\r\nHost", b"\r\n\r\n"] {

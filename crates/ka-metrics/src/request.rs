@@ -9,7 +9,7 @@ const MOST_HEADERS: usize = 64;
 
 /// An answer, without its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum HttpAnswer {
     /// The metrics.
     Metrics {
         format: Format,
@@ -23,7 +23,7 @@ pub(crate) enum Answer {
     TooLarge,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// Returns the answer to a request. `None` if the request is not complete yet.
     pub(crate) fn to(bytes: &[u8]) -> Option<Self> {
         let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
@@ -76,7 +76,7 @@ fn plain(status: &'static str, text: &str) -> (&'static str, &'static str, Strin
 mod tests {
     use super::*;
 
-    const METRICS: Answer = Answer::Metrics { format: Format::Text, is_head: false };
+    const METRICS: HttpAnswer = HttpAnswer::Metrics { format: Format::Text, is_head: false };
 
     #[test]
     fn only_get_and_head_of_the_metrics_are_answered_with_metrics() {
@@ -84,22 +84,22 @@ mod tests {
             ("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n", METRICS),
             ("GET /metrics HTTP/1.0\r\n\r\n", METRICS),
             ("GET /metrics?a=b HTTP/1.1\r\n\r\n", METRICS),
-            ("HEAD /metrics HTTP/1.1\r\n\r\n", Answer::Metrics { format: Format::Text, is_head: true }),
+            ("HEAD /metrics HTTP/1.1\r\n\r\n", HttpAnswer::Metrics { format: Format::Text, is_head: true }),
             (
                 "GET /metrics HTTP/1.1\r\naccept: application/openmetrics-text\r\n\r\n",
-                Answer::Metrics { format: Format::OpenMetrics, is_head: false },
+                HttpAnswer::Metrics { format: Format::OpenMetrics, is_head: false },
             ),
-            ("GET / HTTP/1.1\r\n\r\n", Answer::NotFound),
-            ("GET /metrics/ HTTP/1.1\r\n\r\n", Answer::NotFound),
-            ("GET //metrics HTTP/1.1\r\n\r\n", Answer::NotFound),
-            ("POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n", Answer::MethodNotAllowed),
-            ("OPTIONS * HTTP/1.1\r\n\r\n", Answer::MethodNotAllowed),
-            ("get /metrics HTTP/1.1\r\n\r\n", Answer::MethodNotAllowed),
-            ("GET /metrics HTTP/2.0\r\n\r\n", Answer::BadRequest),
-            ("GET /metrics\r\n\r\n", Answer::BadRequest),
-            ("\u{16}\u{3}\u{1}", Answer::BadRequest),
+            ("GET / HTTP/1.1\r\n\r\n", HttpAnswer::NotFound),
+            ("GET /metrics/ HTTP/1.1\r\n\r\n", HttpAnswer::NotFound),
+            ("GET //metrics HTTP/1.1\r\n\r\n", HttpAnswer::NotFound),
+            ("POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n", HttpAnswer::MethodNotAllowed),
+            ("OPTIONS * HTTP/1.1\r\n\r\n", HttpAnswer::MethodNotAllowed),
+            ("get /metrics HTTP/1.1\r\n\r\n", HttpAnswer::MethodNotAllowed),
+            ("GET /metrics HTTP/2.0\r\n\r\n", HttpAnswer::BadRequest),
+            ("GET /metrics\r\n\r\n", HttpAnswer::BadRequest),
+            ("\u{16}\u{3}\u{1}", HttpAnswer::BadRequest),
         ] {
-            assert_eq!(Answer::to(request.as_bytes()), Some(answer), "{request:?}");
+            assert_eq!(HttpAnswer::to(request.as_bytes()), Some(answer), "{request:?}");
         }
     }
 
@@ -107,13 +107,13 @@ mod tests {
     fn an_incomplete_request_has_no_answer_until_it_is_too_large() {
         let request = "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n";
         for end in 0..request.len() {
-            assert_eq!(Answer::to(&request.as_bytes()[..end]), None, "{end}");
+            assert_eq!(HttpAnswer::to(&request.as_bytes()[..end]), None, "{end}");
         }
         let long = format!("GET /metrics HTTP/1.1\r\nA: {}", "a".repeat(LARGEST));
-        assert_eq!(Answer::to(&long.as_bytes()[..LARGEST - 1]), None);
-        assert_eq!(Answer::to(&long.as_bytes()[..LARGEST]), Some(Answer::TooLarge));
+        assert_eq!(HttpAnswer::to(&long.as_bytes()[..LARGEST - 1]), None);
+        assert_eq!(HttpAnswer::to(&long.as_bytes()[..LARGEST]), Some(HttpAnswer::TooLarge));
         let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: a\r\n".repeat(MOST_HEADERS + 1));
-        assert_eq!(Answer::to(many.as_bytes()), Some(Answer::TooLarge));
+        assert_eq!(HttpAnswer::to(many.as_bytes()), Some(HttpAnswer::TooLarge));
     }
 
     #[test]
@@ -121,10 +121,10 @@ mod tests {
         let text = |_| "x 1\n".to_owned();
         let whole = String::from_utf8(METRICS.response(text)).unwrap();
         assert!(whole.contains("\r\nContent-Length: 4\r\n") && whole.ends_with("\r\n\r\nx 1\n"), "{whole}");
-        let head = Answer::Metrics { format: Format::Text, is_head: true };
+        let head = HttpAnswer::Metrics { format: Format::Text, is_head: true };
         let head = String::from_utf8(head.response(text)).unwrap();
         assert_eq!(whole.strip_prefix(&head), Some("x 1\n"));
-        let refused = String::from_utf8(Answer::MethodNotAllowed.response(text)).unwrap();
+        let refused = String::from_utf8(HttpAnswer::MethodNotAllowed.response(text)).unwrap();
         assert!(refused.contains("\r\nAllow: GET, HEAD\r\n"), "{refused}");
     }
 }

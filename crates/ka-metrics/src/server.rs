@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
-use crate::request::{self, Answer};
+use crate::request::{self, HttpAnswer};
 use crate::text::text;
 
 /// The largest number of clients at a time.
@@ -34,7 +34,7 @@ const GRACE: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// A client.
-struct Client {
+struct HttpClient {
     stream: TcpStream,
     since: Instant,
     request: Vec<u8>,
@@ -47,7 +47,7 @@ pub(crate) fn serve(listener: &TcpListener, updates: &OwnedFd) -> io::Result<()>
     listener.set_nonblocking(true)?;
     // Until ka has listed the connections, clients wait in the kernel's queue.
     let Some(mut metrics) = receive(updates, RecvFlags::empty())? else { return Ok(()) };
-    let mut clients: Vec<Client> = Vec::new();
+    let mut clients: Vec<HttpClient> = Vec::new();
     let mut paused: Option<Instant> = None;
     loop {
         let now = Instant::now();
@@ -79,7 +79,7 @@ pub(crate) fn serve(listener: &TcpListener, updates: &OwnedFd) -> io::Result<()>
                         clients.remove(0);
                     }
                     if stream.set_nonblocking(true).is_ok() {
-                        clients.push(Client {
+                        clients.push(HttpClient {
                             stream,
                             since: Instant::now(),
                             request: Vec::new(),
@@ -111,7 +111,7 @@ fn wait(
     listener: &TcpListener,
     accepts: bool,
     updates: &OwnedFd,
-    clients: &[Client],
+    clients: &[HttpClient],
     due: Option<Instant>,
 ) -> io::Result<Ready> {
     let mut fds = vec![
@@ -149,7 +149,7 @@ fn receive(updates: &OwnedFd, flags: RecvFlags) -> io::Result<Option<Metrics>> {
     Ok(Some(serde_json::from_slice(message.get(..size).unwrap_or_default())?))
 }
 
-impl Client {
+impl HttpClient {
     /// Returns what the client has to wait for.
     fn awaited(&self) -> PollFlags {
         match &self.response {
@@ -182,7 +182,7 @@ impl Client {
         let room = bytes.get_mut(self.request.len()..).unwrap_or_default();
         let Some(size) = done(self.stream.read(room))? else { return Ok(()) };
         self.request.extend_from_slice(room.get(..size).unwrap_or_default());
-        if let Some(answer) = Answer::to(&self.request) {
+        if let Some(answer) = HttpAnswer::to(&self.request) {
             self.request = Vec::new();
             let body = |format| text(metrics, format).unwrap_or_default();
             self.response = Some((answer.response(body), 0));

@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-/// A label.
-type Label = [(&'static str, &'static str); 1];
+/// The label of a sample: its name and its value.
+type MetricLabel = [(&'static str, &'static str); 1];
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +123,8 @@ fn counter(value: u64) -> Counter {
 fn counters(
     label: &'static str,
     values: impl IntoIterator<Item = (&'static str, u64)>,
-) -> Family<Label, Counter> {
-    let family = Family::<Label, Counter>::default();
+) -> Family<MetricLabel, Counter> {
+    let family = Family::<MetricLabel, Counter>::default();
     for (value, count) in values {
         family.get_or_create(&[(label, value)]).inc_by(count);
     }
@@ -134,8 +134,8 @@ fn counters(
 fn gauges(
     label: &'static str,
     values: impl IntoIterator<Item = (&'static str, usize)>,
-) -> Family<Label, Gauge> {
-    let family = Family::<Label, Gauge>::default();
+) -> Family<MetricLabel, Gauge> {
+    let family = Family::<MetricLabel, Gauge>::default();
     for (value, count) in values {
         family.get_or_create(&[(label, value)]).set(i64::try_from(count).unwrap_or(i64::MAX));
     }
