@@ -351,14 +351,14 @@ fn hostile_clients_do_no_harm() {
 impl Served {
     /// Asks for the metrics, again if the server disconnects this client in favour of others.
     fn ask_until_answered(&self) -> String {
-        loop {
+        let mut response = String::new();
+        eventually("a response comes", || {
             let mut stream = self.connect();
-            let mut response = String::new();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let request = stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n");
-            if request.and_then(|()| stream.read_to_string(&mut response)).is_ok_and(|size| size > 0) {
-                return response;
-            }
-        }
+            request.and_then(|()| stream.read_to_string(&mut response)).is_ok_and(|size| size > 0)
+        });
+        response
     }
 }
 
