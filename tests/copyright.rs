@@ -20,8 +20,8 @@ fn output_of_cargo(args: &[&str]) -> String {
     stdout(cargo().args(args).arg("--locked"))
 }
 
-/// Returns the name and version of each crate that is linked into libka, the shim, ka, ka-top or ka-metrics. Crates that
-/// are used only for builds and tests are not included.
+/// Returns the name and version of each crate that is linked into libka, the shim, ka, ka-top or ka-metrics. Crates
+/// that are used only for builds and tests are not included.
 fn linked() -> BTreeSet<(String, String)> {
     let tree = |target| {
         let edges = "normal,no-proc-macro";

@@ -342,8 +342,8 @@ fn systemd_accepts_the_drop_in_and_the_units() {
     );
 }
 
-/// Runs the command of the unit as an ordinary user with the capabilities of the unit. It must watch by eBPF and find the
-/// process of another user, in another network namespace.
+/// Runs the command of the unit as an ordinary user with the capabilities of the unit. It must watch by eBPF and find
+/// the process of another user, in another network namespace.
 #[test]
 fn the_watch_unit_has_the_capabilities_that_it_needs() {
     if !is_root() {

@@ -112,8 +112,8 @@ fn failed_calls_report_the_first_errno_and_leave_the_socket_unchanged() {
     }
 }
 
-/// If a system call of a probe fails, the probe reports its errno, or does not need the call. The settings are put back,
-/// except for the one whose write failed.
+/// If a system call of a probe fails, the probe reports its errno, or does not need the call. The settings are put
+/// back, except for the one whose write failed.
 #[test]
 fn ka_probe_puts_the_settings_back_after_failed_calls() {
     let outcome = program("outcome", Linkage::Shared);

@@ -65,8 +65,8 @@ pub fn is_mptcp(fd: c_int) -> bool {
     option(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_MPTCP)
 }
 
-/// Returns the `TCP_RTO_MAX_MS` of a TCP socket that has `before`, after it has got `wanted`. The kernel rounds up to its
-/// tick, which is at most 10 ms. ka does not write a value that the socket has within a tick.
+/// Returns the `TCP_RTO_MAX_MS` of a TCP socket that has `before`, after it has got `wanted`. The kernel rounds up to
+/// its tick, which is at most 10 ms. ka does not write a value that the socket has within a tick.
 pub fn rto_max_after(before: c_int, wanted: c_int) -> c_int {
     if (wanted..=wanted.saturating_add(9)).contains(&before) { before } else { rounded_rto_max(wanted) }
 }

@@ -463,8 +463,9 @@ pub(crate) struct LsArgs {
 
 /// Show which TCP connections are alive now
 ///
-/// ka makes the kernel send keepalive probes, which carry no data, and waits for the answers. The program is not stopped
-/// and notices nothing. All connections are probed at the same time. The settings of the sockets are the same afterwards.
+/// ka makes the kernel send keepalive probes, which carry no data, and waits for the answers. The program is not
+/// stopped and notices nothing. All connections are probed at the same time. The settings of the sockets are the same
+/// afterwards.
 ///
 /// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
 /// share it. RESULT: one of the results below. RTT: the time from the first probe to the answer. If the peer had sent
@@ -475,8 +476,8 @@ pub(crate) struct LsArgs {
 /// is in flight, the kernel retransmits it instead of sending probes, and an acknowledgement is the answer. "dead": the
 /// connection has ended with an error, for example because the peer answered with a reset. The kernel gives the exact
 /// error only to the program, so NOTE can differ from it: after --destroy or ss -K, NOTE is the text of ECONNRESET, and
-/// the program gets ECONNABORTED. "skipped": ka does not know, and NOTE says why. An answer proves that the peer's kernel
-/// or a proxy in front of it is alive, not that the peer's program works.
+/// the program gets ECONNABORTED. "skipped": ka does not know, and NOTE says why. An answer proves that the peer's
+/// kernel or a proxy in front of it is alive, not that the peer's program works.
 ///
 /// ka skips a connection in state close-wait: the peer has closed it, and the program has not closed its side, so the
 /// program leaks the socket. ka leaves out listeners and sockets that were never connected.
@@ -574,8 +575,8 @@ pub(crate) struct PingArgs {
 /// Keys: Up, Down, Page Up, Page Down, Home and End, or k, j, b, f, g and G, select a socket. The selection stays on
 /// this socket. "s" and "S" choose the column to sort by, and "R" reverses the order. "/" filters the list by a text.
 /// "r" shows only sockets with a risk. Esc shows all sockets again. Space pauses and continues. "p" probes the selected
-/// connection, as ka ping does, and shows the result in its row. "a" applies the policy to the selected socket. "?" shows
-/// the keys. Ctrl-L draws the screen again, Ctrl-Z stops ka, and "q" and Ctrl-C quit.
+/// connection, as ka ping does, and shows the result in its row. "a" applies the policy to the selected socket. "?"
+/// shows the keys. Ctrl-L draws the screen again, Ctrl-Z stops ka, and "q" and Ctrl-C quit.
 ///
 /// The text of "/" is one or more words, and a socket must match all of them. A number matches a port or a PID. Another
 /// word matches a part of the process, the state, an address or a risk, or on, off and unknown.
@@ -620,18 +621,19 @@ pub(crate) struct TopArgs {
 
 /// Report each connection that ends abnormally, whose it was, and why
 ///
-/// ka prints a line with a sentence when a connection is lost: because the peer no longer answered, because a reset arrived, or because
-/// a program on this machine destroyed it. If a program closes its connection or exits, or if connect(2) fails, ka
-/// prints nothing. ka runs until SIGINT or SIGTERM comes. With --pid, it also ends when these processes have ended.
+/// ka prints a line with a sentence when a connection is lost: because the peer no longer answered, because a reset
+/// arrived, or because a program on this machine destroyed it. If a program closes its connection or exits, or if
+/// connect(2) fails, ka prints nothing. ka runs until SIGINT or SIGTERM comes. With --pid, it also ends when these
+/// processes have ended.
 ///
 /// Without --netns, ka watches the network namespace that it runs in, or with --pid those that the processes are in.
 ///
 /// Causes: "keepalive": as many keepalive probes as TCP_KEEPCNT were unanswered. "user-timeout": TCP_USER_TIMEOUT ended
 /// the connection, while data was unacknowledged or at another number of probes. "retransmission": the peer did not
-/// acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions. "unreachable": the same, and an
-/// ICMP error or a failed address resolution said that the peer is unreachable. "reset": a reset arrived from the
-/// address of the peer; a firewall or a load balancer on the way may have sent it. "destroyed": a program on this machine
-/// ended the connection with SOCK_DESTROY, such as ss -K.
+/// acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions. "unreachable": the same, and
+/// an ICMP error or a failed address resolution said that the peer is unreachable. "reset": a reset arrived from the
+/// address of the peer; a firewall or a load balancer on the way may have sent it. "destroyed": a program on this
+/// machine ended the connection with SOCK_DESTROY, such as ss -K.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   sudo ka watch                    watch this network namespace
@@ -721,8 +723,8 @@ pub(crate) enum SourceFlag {
     /// An eBPF program in the kernel: sees each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON, and
     /// Linux 5.9
     Ebpf,
-    /// The kernel's reports of destroyed sockets, which come when the program has closed the socket, and repeated looks at
-    /// the sockets of processes that you may inspect. Does not tell all causes
+    /// The kernel's reports of destroyed sockets, which come when the program has closed the socket, and repeated looks
+    /// at the sockets of processes that you may inspect. Does not tell all causes
     Diag,
     /// Only the repeated looks. Misses a connection that its program closes at once
     Poll,
@@ -791,9 +793,9 @@ pub(crate) struct CheckArgs {
 /// Verdicts: "keeps": the path survived --to. "forgets": the path forgets a connection. It is silent if a NAT or a
 /// firewall drops the probes. It resets the connection if a middlebox answers with RST; a server that was restarted
 /// does the same. "server-closes": the server, or a proxy in front of it, closes idle connections, so the path survives
-/// at least as long. Keepalive does not prevent this. The verdict is also "server-closes" if the server closes or resets
-/// each connection within the first second. "unclear": the results contradict each other, the server sends packets by
-/// itself, the server no longer accepts connections, or a signal ended the measurement.
+/// at least as long. Keepalive does not prevent this. The verdict is also "server-closes" if the server closes or
+/// resets each connection within the first second. "unclear": the results contradict each other, the server sends
+/// packets by itself, the server no longer accepts connections, or a signal ended the measurement.
 ///
 /// A proxy that ends TCP answers the probes itself. ka then measures the path to the proxy. A NAT may forget a
 /// connection, but accept the probe from the inside as a new connection. Only a probe from the server finds such a NAT:
@@ -877,8 +879,8 @@ pub(crate) struct MeasureArgs {
     /// Let the server send the probes. HOST:PORT must be a ka measure --serve
     #[arg(long, conflicts_with = "send")]
     pub(crate) from_server: bool,
-    /// Be the other end of a measurement: keep all connections to this port until SIGINT or SIGTERM comes. Without ADDR:
-    /// to all addresses of this machine
+    /// Be the other end of a measurement: keep all connections to this port until SIGINT or SIGTERM comes. Without
+    /// ADDR: to all addresses of this machine
     #[arg(long, value_name = "[ADDR:]PORT", value_parser = measure::listening_address,
           conflicts_with_all = [
               "from", "to", "precision", "send", "bind", "ipv4", "ipv6", "connections", "from_server", "json",

@@ -169,8 +169,9 @@ impl PolicySources {
         }
     }
 
-    /// Prints the mistakes in the sources, and whether this kernel lacks rto_max, for ways that do not load the shim. The
-    /// messages are those of the shim. `whole` is the policy of the command, if that is not the policy of the sources.
+    /// Prints the mistakes in the sources, and whether this kernel lacks rto_max, for ways that do not load the shim.
+    /// The messages are those of the shim. `whole` is the policy of the command, if that is not the policy of the
+    /// sources.
     pub(crate) fn warn_of_mistakes(&self, whole: Option<&Config>) {
         if self.is_quiet() {
             return;

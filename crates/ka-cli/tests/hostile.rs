@@ -275,8 +275,8 @@ fn ping_judges_other_connections_while_a_lock_is_held() {
     }
 }
 
-/// The attacker locks sockets whose probe is under way. The settings of all other sockets must be put back, and those of
-/// the locked sockets as soon as their lock is released.
+/// The attacker locks sockets whose probe is under way. The settings of all other sockets must be put back, and those
+/// of the locked sockets as soon as their lock is released.
 #[test]
 fn ping_restores_settings_although_locks_are_taken_during_a_probe() {
     if !in_own_namespaces("ping_restores_settings_although_locks_are_taken_during_a_probe")

@@ -1,5 +1,5 @@
-//! Tests that `ka watch --metrics` serves numbers that agree with the kernel's, in the formats that promtool(1) accepts,
-//! and that no client can disturb it.
+//! Tests that `ka watch --metrics` serves numbers that agree with the kernel's, in the formats that promtool(1)
+//! accepts, and that no client can disturb it.
 
 mod command;
 

@@ -1,12 +1,13 @@
 //! `ka-metrics` answers the HTTP requests for the metrics of `ka watch --metrics`.
 //!
 //! `ka` opens the listening socket, starts this program with the socket as standard input, and sends the metrics
-//! ([`ka_reach::watch::Metrics`], as JSON) on standard output, which is a socket too. When `ka` ends, this program ends.
+//! ([`ka_reach::watch::Metrics`], as JSON) on standard output, which is a socket too. When `ka` ends, this program
+//! ends.
 //!
 //! **Why a program of its own.** Whoever can connect can send any bytes. `ka` has capabilities and holds duplicates of
-//! other programs' sockets, so it reads none of these bytes. This program drops all its privileges first, opens no file,
-//! and has nothing but the numbers that it serves. A slow client cannot stop `ka`, which must not wait: it would miss
-//! ends of connections.
+//! other programs' sockets, so it reads none of these bytes. This program drops all its privileges first, opens no
+//! file, and has nothing but the numbers that it serves. A slow client cannot stop `ka`, which must not wait: it would
+//! miss ends of connections.
 //!
 //! [`server`] has the limits on clients, [`request`] the answer to a request, [`text`] the formats.
 

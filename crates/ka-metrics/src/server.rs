@@ -8,8 +8,9 @@
 //! - a client has [`LONGEST`] for everything
 //! - a request has at most [`request::LARGEST`] bytes
 //!
-//! Each response closes its connection. If the kernel gets data after close(2), it sends a reset, and the client may lose
-//! the response. So the server closes only its own direction first, and reads and ignores what the client still sends.
+//! Each response closes its connection. If the kernel gets data after close(2), it sends a reset, and the client may
+//! lose the response. So the server closes only its own direction first, and reads and ignores what the client still
+//! sends.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -158,8 +159,8 @@ impl HttpClient {
         }
     }
 
-    /// Reads or writes what is possible now. After an error, which may be that the client has closed the connection, the
-    /// connection is to be closed.
+    /// Reads or writes what is possible now. After an error, which may be that the client has closed the connection,
+    /// the connection is to be closed.
     fn proceed(&mut self, metrics: &Metrics) -> io::Result<()> {
         if self.response.is_none() {
             self.read(metrics)?;

@@ -1,9 +1,9 @@
 //! The kernel's reports of destroyed sockets, which are a source of the ends of connections without eBPF. sock_diag(7),
 //! `SKNLGRP_INET_TCP_DESTROY`
 //!
-//! The kernel reports a socket when it frees it: when the last descriptor is closed and no timer is left. The report has
-//! the addresses, the cookie and `struct tcp_info` as it was, but neither the error nor the inode nor the settings. So
-//! the owner and the settings come from an earlier list, and the cause is derived:
+//! The kernel reports a socket when it frees it: when the last descriptor is closed and no timer is left. The report
+//! has the addresses, the cookie and `struct tcp_info` as it was, but neither the error nor the inode nor the settings.
+//! So the owner and the settings come from an earlier list, and the cause is derived:
 //!
 //! - If as many probes or retransmissions were unanswered as the settings allow, and enough time has passed, the
 //!   connection timed out ([`Settings::timeout`]). Whether the network had reported the peer as unreachable is unknown.

@@ -3,7 +3,8 @@
 //! The kernel knows the reason and tells it to the program only as an error, which few programs log. There are three
 //! sources. Each has its own limits, and [`Watch::start`] uses the first that the kernel allows:
 //!
-//! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the counters
+//! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the
+//!   counters
 //!   that led to it, in all network namespaces ([`crate::bpf`], `trace`). CAP_BPF and CAP_PERFMON
 //! - [`WatchSource::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
 //!   examines sockets that their programs keep, as the next source does. This needs no capability.
@@ -11,9 +12,9 @@
 //!   socket, ka looks at a duplicate (`examine`). It misses a connection that its program closes before the next list.
 //!
 //! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
-//! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like one
-//! that was reset, and one whose peer the network reported as unreachable looks like one that was only silent. Nor do they
-//! see whether the program had shut down its socket before a reset came.
+//! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like
+//! one that was reset, and one whose peer the network reported as unreachable looks like one that was only silent. Nor
+//! do they see whether the program had shut down its socket before a reset came.
 //!
 //! The kernel does not keep the TTL of a reset. So no source can tell a reset of the peer from one of a middlebox.
 //!
@@ -146,8 +147,8 @@ impl Watch {
         &self.refused
     }
 
-    /// Permanently drops the capabilities that are not needed any more, if the source is [`WatchSource::Ebpf`]. Those to find
-    /// the processes of other users and to enter new network namespaces stay.
+    /// Permanently drops the capabilities that are not needed any more, if the source is [`WatchSource::Ebpf`]. Those
+    /// to find the processes of other users and to enter new network namespaces stay.
     ///
     /// # Errors
     ///
@@ -163,8 +164,8 @@ impl Watch {
         Ok(host::keep_bpf_and(&needed)?)
     }
 
-    /// Waits until there are events, one of `others` is readable, or `longest` has passed. Returns the events, which may
-    /// be none.
+    /// Waits until there are events, one of `others` is readable, or `longest` has passed. Returns the events, which
+    /// may be none.
     ///
     /// # Errors
     ///
