@@ -116,14 +116,15 @@ test: ## run all tests (about 10 minutes on 2 cores); as root on Debian, install
 	@echo "These tools must be there; as root on Debian, missing ones are installed first: $(TEST_TOOLS)" | fold -s -w 100
 	@scripts/need $(TEST_TOOLS)
 	$(CARGO) test --locked --workspace --no-run
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-libka test-others
+	@$(MAKE) --no-print-directory --jobs=2 test-libka test-others
 
-# The tests of timers mostly wait, so the two halves of the tests run at the same time.
+# The tests of timers mostly wait, so the two halves of the tests run at the same time. cargo must not look for make's job
+# server, which recipes do not inherit.
 test-libka:
-	$(CARGO) test --locked --package ka
+	MAKEFLAGS= $(CARGO) test --locked --package ka
 
 test-others:
-	$(CARGO) test --locked --workspace --exclude ka
+	MAKEFLAGS= $(CARGO) test --locked --workspace --exclude ka
 
 faults: ## make each system call of the library, the shim and the command fail with each possible errno (minutes); `make test` tries some
 	@scripts/need rust cc ip unshare prlimit setpriv
