@@ -9,6 +9,9 @@
     reason = "the kernel takes six words, and returns a word"
 )]
 
+use core::sync::atomic::AtomicU32;
+#[cfg(not(target_arch = "aarch64"))]
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use libc::{c_int, c_long, socklen_t};
@@ -148,9 +151,67 @@ pub(crate) fn now() -> Option<Duration> {
     Some(seconds.saturating_add(Duration::from_nanos(u64::try_from(time.tv_nsec).ok()?)))
 }
 
+/// Replaces a word if it has the value `old`, in one step. Returns whether it had.
+///
+/// On aarch64, the compiler would call functions that first look for newer instructions. They keep state, run before
+/// main, and need the loader's library, none of which libka may do.
+#[cfg(target_arch = "aarch64")]
+pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
+    let (seen, failed): (u32, u32);
+    // SAFETY: `word` can be read and written. The instructions change no other memory.
+    unsafe {
+        core::arch::asm!(
+            "mov {failed:w}, 0",
+            "2:",
+            "ldaxr {seen:w}, [{word}]",
+            "cmp {seen:w}, {old:w}",
+            "b.ne 3f",
+            "stlxr {failed:w}, {new:w}, [{word}]",
+            "cbnz {failed:w}, 2b",
+            "3:",
+            word = in(reg) word.as_ptr(),
+            old = in(reg) old,
+            new = in(reg) new,
+            seen = out(reg) seen,
+            failed = out(reg) failed,
+            options(nostack),
+        );
+    }
+    seen == old && failed == 0
+}
+
+/// Replaces a word if it has the value `old`, in one step. Returns whether it had.
+#[cfg(not(target_arch = "aarch64"))]
+pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
+    word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
 /// Returns the ID of this process.
 pub(crate) fn process() -> u32 {
     // SAFETY: getpid(2) has no arguments.
     let id = unsafe { call(libc::SYS_getpid, [0; 6]) };
     u32::try_from(id).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use super::replace;
+
+    extern crate std;
+
+    #[test]
+    fn only_one_thread_replaces_a_word() {
+        let word = AtomicU32::new(0);
+        assert!(!replace(&word, 7, 8));
+        for round in 0..200 {
+            let winners: usize = thread::scope(|scope| {
+                let threads = [(); 4].map(|()| scope.spawn(|| usize::from(replace(&word, round, round + 1))));
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((winners, word.load(Ordering::Relaxed)), (1, round + 1));
+        }
+    }
 }

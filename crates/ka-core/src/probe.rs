@@ -102,8 +102,7 @@ impl Lock {
         // A child of fork(2) has a copy of the locks that other threads of its parent held. Nobody releases the copy.
         let owner = lock.load(Ordering::Relaxed);
         let free = if owner == process { 0 } else { owner };
-        lock.compare_exchange(free, process, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Self(lock))
+        direct::replace(lock, free, process).then_some(Self(lock))
     }
 }
 
