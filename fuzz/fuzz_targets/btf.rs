@@ -91,7 +91,9 @@ impl Reference {
                     let (Some(called), Some(other), Some(offset)) =
                         (word(place), word(place + 4), word(place + 8))
                     else {
-                        break;
+                        // ka visits it too, so it counts for the size of the structure.
+                        members.push(Member { name: None, place: 1, other: 0, bits: 0 });
+                        continue;
                     };
                     let bits = if info >> 31 == 1 { offset & 0x00ff_ffff } else { offset };
                     members.push(Member { name: name(called), place: called, other, bits });
