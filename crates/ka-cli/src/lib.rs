@@ -1,8 +1,7 @@
 //! `ka`, the command: TCP keepalive for programs, for running processes, and for a machine.
 //!
-//! Each subcommand has its own file: [`run`], [`attach`], [`ls`], [`ping`], [`top`], [`check`], [`measure`], [`plan`],
-//! [`defaults`], [`cgroup`], [`watch`], [`completions`]. This crate parses the arguments, prints the output, and starts
-//! programs. ka-reach finds and sets sockets, and ka-core defines policies.
+//! Each subcommand has its own file. This crate parses the arguments, prints the output, and starts programs. ka-reach
+//! finds and sets sockets, and ka-core defines policies.
 //!
 //! The package is a library and the program `ka`, which only calls [`run_command`].
 
