@@ -955,6 +955,19 @@ fn a_signal_reaches_the_program_once() {
     child.wait().unwrap();
 }
 
+/// In a cron job, the process group has no link to another group of its session. If such a link ends while a process of
+/// the group is stopped, the kernel sends SIGHUP and SIGCONT to the whole group (kernel/exit.c, `kill_orphaned_pgrp`).
+#[test]
+fn stopped_processes_of_an_orphaned_job_are_left_alone() {
+    let script = "trap 'echo hangup' HUP; sleep 30 & kill -STOP $!; wait_for() { \
+        while [ \"$(ps -o stat= -p \"$1\")\" != T ]; do sleep 0.05; done; }; wait_for $!; \
+        \"$@\" && sleep 0.3 && ps -o stat= -p $!; kill -KILL $!";
+    let mut session = Command::new("setsid");
+    session.args(["--wait", "sh", "-c", script, "sh"]).arg(release().join("ka"));
+    session.args(["run", "--via", "seccomp", "--", "true"]);
+    assert_eq!(stdout(&mut session), "T\n");
+}
+
 /// timeout(1) starts its own process group unless it leads one, so signals to the job do not reach it directly.
 #[test]
 fn signals_to_the_job_reach_a_program_in_its_own_group() {

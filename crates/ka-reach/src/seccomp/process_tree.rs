@@ -471,8 +471,16 @@ impl Supervision {
     }
 
     /// Exits because no process of the program is left.
+    ///
+    /// A process that exits as the last link between its process group and another group of its session orphans its
+    /// group. If the group has a stopped process, the kernel then sends SIGHUP and SIGCONT to all of it
+    /// (`kill_orphaned_pgrp`). The job's group may be orphaned already, as in a cron job. So the supervisor first moves
+    /// from the job's group to that of the spare, its parent.
     fn exit(&self) -> ! {
         self.flush();
+        if self.to_spare.is_some() {
+            group::join_that_of_parent();
+        }
         self.shared.is_finished.store(true, Ordering::Release);
         children::exit(0)
     }
