@@ -40,7 +40,7 @@ use crate::sys::{Descriptor, Kernel};
 pub enum Alive {
     /// A segment had arrived within the last second before the call. No probe was sent.
     Recently,
-    /// A segment arrived after this time: counted from the probe, or from the call if this call sent no probe.
+    /// A segment arrived at most this long after the probe, or after the call if this call sent no probe.
     Answered(Duration),
 }
 
@@ -51,18 +51,11 @@ pub enum Alive {
 pub struct Probe<'fd, K: Kernel = Direct> {
     socket: Socket<'fd, K>,
     began: Duration,
-    /// When the state was last read.
+    /// The time of the last look.
     looked: Duration,
-    /// The state at the first step.
-    before: Option<FirstLook>,
+    /// The TCP state at the first look.
+    state: Option<u32>,
     stage: Stage,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct FirstLook {
-    silent_ms: u32,
-    state: u32,
-    cookie: u64,
 }
 
 #[derive(Debug)]
@@ -115,7 +108,7 @@ impl Drop for Lock {
 /// The user timeout while a probe leaves: 24 days, the longest but one.
 const MARK: i32 = i32::MAX - 1;
 
-/// How long after the trigger the probe must have left. A socket that a system call has locked delays it by 50 ms.
+/// The longest time from the trigger until the probe leaves. A system call that has locked the socket delays it by 50 ms.
 const LEAVES_WITHIN: Duration = Duration::from_millis(LEAVES_WITHIN_MS as u64);
 const LEAVES_WITHIN_MS: i64 = 200;
 
@@ -133,22 +126,15 @@ fn micros(time: Duration) -> u64 {
     time.as_secs().saturating_mul(1_000_000).saturating_add(time.subsec_micros().into())
 }
 
-/// The time between two looks from which an answer can be missed. The kernel reports only the time since the last
-/// segment. If that is as long as the silence before the probe, which is at least [`RECENT_MS`], nothing shows the
-/// answer.
-const MAX_GAP: Duration = Duration::from_millis(RECENT_MS as u64);
-
 impl<'fd, K: Kernel> Probe<'fd, K> {
     /// Prepares a probe. `now` is a time of the caller's clock. The first call of [`Probe::step`] begins it.
     #[must_use]
     pub const fn new(socket: Socket<'fd, K>, now: Duration) -> Self {
-        Self { socket, began: now, looked: now, before: None, stage: Stage::Untriggered }
+        Self { socket, began: now, looked: now, state: None, stage: Stage::Untriggered }
     }
 
     /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet.
-    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at least each second.
-    /// If the caller was stopped for longer, an answer may have been missed, and this call triggers another probe
-    /// ([`Probe::has_gap`]).
+    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then as often as it likes.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::NotConnected`], [`Error::Ended`], [`Error::IdleNotRestorable`],
@@ -174,22 +160,21 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         matches!(self.stage, Stage::Untriggered)
     }
 
-    /// Returns whether the last call of [`Probe::step`] was so long ago that an answer may have been missed.
-    #[must_use]
-    pub fn has_gap(&self, now: Duration) -> bool {
-        self.before.is_some() && between(self.looked, now) >= MAX_GAP
-    }
-
     fn look(&mut self, now: Duration) -> Result<Option<Alive>, Error> {
         let status = self.socket.connection_status()?;
-        let silent_ms = status.silent_ms();
-        let Some(before) = self.before else {
-            return self.first_look(&status, now);
-        };
         if !status.is_connected() {
-            return Err(self.ended(&status, Some(before.state)));
+            return Err(self.ended(&status));
         }
-        if silent_ms < before.silent_ms {
+        let silent_ms = status.silent_ms();
+        // Without an answer, the silence includes that before the probe, which was at least RECENT_MS. So half of that
+        // is enough room for the kernel's rounding.
+        let limit_ms = (micros(between(self.began, now)) / 1000).saturating_add(u64::from(RECENT_MS / 2));
+        if self.state.is_none() {
+            if silent_ms < RECENT_MS {
+                return Ok(Some(Alive::Recently));
+            }
+            self.state = Some(status.state);
+        } else if u64::from(silent_ms) < limit_ms {
             let since = match self.stage {
                 Stage::Waiting { sent: Some(sent) } => sent,
                 // The probe has left since the last look.
@@ -198,13 +183,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
             };
             return Ok(Some(Alive::Answered(between(since, now))));
         }
-        if self.has_gap(now) {
-            self.restore()?;
-            self.stage = Stage::Untriggered;
-            return self.first_look(&status, now);
-        }
         match &self.stage {
-            Stage::Untriggered => self.trigger(&status, before, now)?,
+            Stage::Untriggered => self.trigger(&status, now)?,
             Stage::Leaving { probes, since, .. } => {
                 let left = status.probes != *probes;
                 if left || status.unacked > 0 || between(*since, now) >= LEAVES_WITHIN {
@@ -217,28 +197,14 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         Ok(None)
     }
 
-    fn first_look(&mut self, status: &Status, now: Duration) -> Result<Option<Alive>, Error> {
-        if !status.is_connected() {
-            return Err(self.ended(status, None));
-        }
-        let silent_ms = status.silent_ms();
-        if silent_ms < RECENT_MS {
-            return Ok(Some(Alive::Recently));
-        }
-        let before = FirstLook { silent_ms, state: status.state, cookie: self.socket.cookie() };
-        self.before = Some(before);
-        self.trigger(status, before, now)?;
-        Ok(None)
-    }
-
     /// Makes the keepalive timer fire, unless another probe is leaving.
-    fn trigger(&mut self, status: &Status, before: FirstLook, now: Duration) -> Result<(), Error> {
+    fn trigger(&mut self, status: &Status, now: Duration) -> Result<(), Error> {
         if status.unacked > 0 {
             // The kernel sends no probe. The acknowledgement of the data is the answer.
             self.stage = Stage::Waiting { sent: None };
             return Ok(());
         }
-        let Some(lock) = Lock::take(before.cookie) else {
+        let Some(lock) = Lock::take(self.socket.cookie()) else {
             return Ok(());
         };
         let user_timeout = match self.socket.timer(Timer::UserTimeout) {
@@ -318,17 +284,17 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         }
     }
 
-    /// Returns the error of a socket that is not connected. `state` is the state in which it was connected, if known.
+    /// Returns the error of a socket that is not connected.
     ///
     /// The kernel has no call that reads the pending error of a socket and leaves it pending. So the error is derived
     /// from the state in which the connection ended.
     #[cold]
-    fn ended(&self, status: &Status, state: Option<u32>) -> Error {
+    fn ended(&self, status: &Status) -> Error {
         // A socket whose connect(2) failed also has a pending error, but no round-trip time.
         if status.state != TCP_CLOSE || status.rtt_us == 0 || !self.socket.has_error() {
             return Error::NotConnected;
         }
-        Error::Ended(Errno(match state {
+        Error::Ended(Errno(match self.state {
             _ if self.has_timed_out(status).unwrap_or(false) => libc::ETIMEDOUT,
             Some(TCP_CLOSE_WAIT) => libc::EPIPE,
             _ => libc::ECONNRESET,
@@ -374,8 +340,7 @@ impl Socket<'_> {
     /// Asks the peer whether it is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.
     ///
-    /// The wait goes on after a signal. If this process is stopped for a second or more, the wait begins again, because
-    /// an answer may have been missed. If another thread closes the descriptor meanwhile, the connection stays open
+    /// The wait goes on after a signal. If another thread closes the descriptor meanwhile, the connection stays open
     /// until this call returns, because the call uses a duplicate.
     ///
     /// # Errors
@@ -385,7 +350,7 @@ impl Socket<'_> {
         let own = Socket::with_kernel(self.fd(), Direct);
         let status = own.connection_status()?;
         if !status.is_connected() {
-            return Err(Probe::new(own, Duration::ZERO).ended(&status, None));
+            return Err(Probe::new(own, Duration::ZERO).ended(&status));
         }
         if status.silent_ms() < RECENT_MS {
             return Ok(Some(Alive::Recently));
@@ -395,15 +360,14 @@ impl Socket<'_> {
         }
         let duplicate = Descriptor::duplicate(self.fd()).map_err(Error::NoDescriptor)?;
         let mut now = direct::now().unwrap_or_default();
-        let mut began = now;
-        let mut probe = Probe::new(Socket::with_kernel(duplicate.fd(), Direct), began);
+        let mut probe = Probe::new(Socket::with_kernel(duplicate.fd(), Direct), now);
+        let mut alive = probe.step(now)?;
+        // This thread may have been stopped before it triggered the probe. The peer still gets the whole time.
+        now = direct::now().unwrap_or(now);
+        let began = now;
         loop {
-            if probe.has_gap(now) {
-                // This process was stopped. The next probe gets the whole time.
-                began = now;
-            }
-            if let Some(alive) = probe.step(now)? {
-                return Ok(Some(alive));
+            if alive.is_some() {
+                return Ok(alive);
             }
             let left = between(between(began, now), timeout);
             if left.is_zero() {
@@ -414,6 +378,7 @@ impl Socket<'_> {
             let pause = Duration::from_micros((micros(waited) / 8).clamp(250, 10_000)).min(left);
             direct::sleep(pause);
             now = direct::now().unwrap_or(now.saturating_add(pause));
+            alive = probe.step(now)?;
         }
     }
 }

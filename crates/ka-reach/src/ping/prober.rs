@@ -56,8 +56,11 @@ const SIGN_TICKS: u32 = 20;
 const MAX_LEAVING: usize = 256;
 /// If this many sockets of one user have blocked, the user's other sockets are left alone.
 const MAX_BLOCKED_PER_USER: u32 = 8;
-/// The number of times that a connection is probed again after a gap in which an answer may have been missed.
-const MAX_GAPS: u32 = 8;
+/// If a look is this late, because this process was stopped, the connection is probed again from the beginning. Then each
+/// probe has its time, and the RTT does not include the stop.
+const MAX_LATE: Duration = Duration::from_secs(1);
+/// The maximum number of such beginnings of one connection.
+const MAX_RESTARTS: u32 = 8;
 
 /// Probes connections, and writes each result to `out` as a line of JSON: the index and the [`Life`]. Ends early if a
 /// word of `stop` is not 0.
@@ -157,7 +160,7 @@ impl<'a> Probed<'a> {
                 sent: None,
                 before: None,
                 due: Duration::ZERO,
-                gaps: 0,
+                restarts: 0,
             }),
         }
     }
@@ -379,7 +382,7 @@ struct Asking<'a> {
     before: Option<Status>,
     /// The time of the next look.
     due: Duration,
-    gaps: u32,
+    restarts: u32,
 }
 
 impl<'a> Asking<'a> {
@@ -398,11 +401,10 @@ impl<'a> Asking<'a> {
 
     /// Looks for an answer. Begins a probe if one is due.
     fn step(&mut self, now: Duration) -> Option<Life> {
-        if self.probe.as_ref().is_some_and(|probe| probe.has_gap(now)) {
-            // Begin again.
+        if self.has_begun() && now.saturating_sub(self.due) >= MAX_LATE {
             (self.probe, self.begun, self.since, self.sent, self.before) = (None, 0, None, None, None);
-            self.gaps += 1;
-            if self.gaps > MAX_GAPS {
+            self.restarts += 1;
+            if self.restarts > MAX_RESTARTS {
                 return Some(Life::Skipped(Error::TooBusy));
             }
         }
