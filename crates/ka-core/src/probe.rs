@@ -256,8 +256,9 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         if user_timeout.is_some() {
             changed.user_timeout = user_timeout;
             match socket.set_and_check(Timer::UserTimeout, MARK) {
-                // Without unanswered probes, the timer ends no connection.
-                Err(Error::PolicyHeld) if probes == 0 => {}
+                // Without unanswered probes, the timer ends no connection. If a policy holds the idle time too, the
+                // check below finds it, but only if the value changes.
+                Err(Error::PolicyHeld) if probes == 0 && trigger != idle => {}
                 other => other?,
             }
         } else {

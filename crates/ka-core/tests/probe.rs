@@ -361,6 +361,10 @@ fn a_held_user_timeout_is_needed_only_if_probes_are_unanswered() {
     let fake = Fake::new(Connection { held, user_timeout: 9000, probes: 1, ..IDLE });
     assert_eq!(fake.probe().step(ms(0)), Err(Error::PolicyHeld));
     assert_eq!(fake.writes(), [user_timeout(MARK), user_timeout(9000)]);
+    // The idle time has just expired. The trigger writes the same value again, so its success shows nothing.
+    let fake = Fake::new(Connection { held, user_timeout: 9000, silent_ms: 60_000, ..IDLE });
+    assert_eq!(fake.probe().step(ms(0)), Err(Error::PolicyHeld));
+    assert_eq!(fake.writes(), [user_timeout(MARK), user_timeout(9000)]);
 }
 
 #[test]
