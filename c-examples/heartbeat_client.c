@@ -114,7 +114,7 @@ int main(int argc, char *argv[])
         { 'b', "seconds between heartbeats", 86400, &every },
     };
     struct keys keys;
-    char *given, *host;
+    char *host;
 
     if (!read_numbers(&argc, &argv, options, sizeof options / sizeof *options))
         usage();
@@ -122,13 +122,9 @@ int main(int argc, char *argv[])
         warnx(argc < 2 ? "missing argument: KEYS and HOST:PORT" : "too many arguments: KEYS and HOST:PORT are enough");
         usage();
     }
-    given = strdup(argv[1]);
-    if (given == NULL)
-        err(EXIT_FAILURE, "strdup");
-    if (!split(given, &host, &port)) {
-        warnx("invalid HOST:PORT: \"%s\"", argv[1]);
+    host = split(argv[1], &port);
+    if (host == NULL)
         usage();
-    }
     keys = read_keys(argv[0]);
     if (keys.count != 1)
         errx(EXIT_FAILURE, "%s has the keys of %zu clients: it must have one", argv[0], keys.count);

@@ -3,7 +3,7 @@
  *
  * A small connection pool that checks each connection before it hands it out. Sends each line of standard input over a
  * connection of the pool, and prints the answer of the server, which must return each line, as tcp_keepalive_server
- * does. Says which connection it uses, and why it throws one away.
+ * does. Prints which connection it uses, and why it throws one away.
  */
 #include <err.h>
 #include <errno.h>
@@ -19,7 +19,7 @@
 
 #define MOST 8
 
-/* A connection that nobody uses. */
+/* A connection that is not in use. */
 struct idle_connection {
     int fd;
     unsigned number;
@@ -29,8 +29,8 @@ struct idle_connection {
 struct pool {
     struct addrinfo *addresses;
     int max_age;    /* seconds: use less than the idle timeouts of the server and of the path */
-    int timeout_ms; /* how long the server may need to answer a probe */
-    unsigned made;  /* how many connections were made */
+    int timeout_ms; /* the time that the server has to answer a probe */
+    unsigned made;  /* the number of connections made so far */
     int count;
     struct idle_connection idle[MOST]; /* the last one was used most recently */
 };
@@ -43,12 +43,12 @@ static const char *why_unusable(const struct pool *pool, const struct idle_conne
 
     if (now() - connection->since > pool->max_age)
         return "it is too old";
-    /* The kernel already knows what this call finds. So it costs less than a microsecond, and comes first. */
+    /* This call waits for nothing and costs less than a microsecond, so it comes before the probe. */
     size = recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (size == 0)
         return "the server has closed it";
     if (size > 0)
-        return "it has data that nobody has asked for";
+        return "it has unexpected data";
     if (errno != EAGAIN && errno != EWOULDBLOCK)
         return strerror(errno);
     /* If a firewall has dropped the connection, or the server has lost power, only a probe shows it. */
@@ -132,7 +132,7 @@ int main(int argc, char *argv[])
     };
     struct idle_connection connection;
     const char *why;
-    char *host, *given, line[1024];
+    char *host, line[1024];
     int port;
 
     if (!read_numbers(&argc, &argv, options, sizeof options / sizeof *options))
@@ -141,17 +141,13 @@ int main(int argc, char *argv[])
         warnx(argc < 1 ? "missing argument: HOST:PORT" : "too many arguments: one HOST:PORT is enough");
         usage();
     }
-    given = strdup(argv[0]);
-    if (given == NULL)
-        err(EXIT_FAILURE, "strdup");
-    if (!split(given, &host, &port)) {
-        warnx("invalid HOST:PORT: \"%s\"", argv[0]);
+    host = split(argv[0], &port);
+    if (host == NULL)
         usage();
-    }
     pool.addresses = resolve(host, port, &why);
     if (pool.addresses == NULL)
         errx(EXIT_FAILURE, "cannot find %s: %s", host, why);
-    free(given);
+    free(host);
 
     setlinebuf(stdout);
     while (fgets(line, sizeof line, stdin) != NULL) {

@@ -62,21 +62,26 @@ void name_of(const struct sockaddr_in6 *six, char *name, size_t size)
     snprintf(name, size, strchr(host, ':') ? "[%s]:%d" : "%s:%d", host, ntohs(six->sin6_port));
 }
 
-bool split(char *address, char **host, int *port)
+char *split(const char *address, int *port)
 {
-    char *colon = strrchr(address, ':');
+    const char *host = address, *colon = strrchr(address, ':');
+    size_t size = colon == NULL ? 0 : (size_t)(colon - address);
+    char *copy;
 
-    if (colon == NULL || colon == address || !read_number(colon + 1, 1, 65535, port))
-        return false;
-    *colon = '\0';
-    *host = address;
-    if (address[0] == '[' && colon[-1] == ']') {
-        *host = address + 1;
-        colon[-1] = '\0';
-    } else if (strpbrk(address, ":[]") != NULL) {
-        return false; /* an IPv6 address without its brackets, or with one of them */
+    if (size > 2 && address[0] == '[' && colon[-1] == ']') {
+        host++;
+        size -= 2;
+    } else if (strcspn(address, ":[]") != size) {
+        size = 0; /* an IPv6 address without its brackets, or with one of them */
     }
-    return **host != '\0';
+    if (size == 0 || !read_number(colon + 1, 1, 65535, port)) {
+        warnx("invalid HOST:PORT: \"%s\"", address);
+        return NULL;
+    }
+    copy = strndup(host, size);
+    if (copy == NULL)
+        err(EXIT_FAILURE, "strndup");
+    return copy;
 }
 
 struct addrinfo *resolve(const char *host, int port, const char **why)

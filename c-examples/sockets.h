@@ -1,4 +1,5 @@
-/* Socket functions that the examples share. bind_to and port_of end the program if they fail, and print why. */
+/* Socket functions that the examples share. If a call in bind_to, port_of or split fails, they print
+ * why and end the program. */
 #ifndef SOCKETS_H
 #define SOCKETS_H
 
@@ -21,8 +22,9 @@ int port_of(int fd);
 /* Writes an address as 192.0.2.1:5050 or [2001:db8::1]:5050. */
 void name_of(const struct sockaddr_in6 *six, char *name, size_t size);
 
-/* Splits HOST:PORT or [HOST]:PORT in place. Returns false if the address has another form. */
-bool split(char *address, char **host, int *port);
+/* Splits HOST:PORT or [HOST]:PORT. Returns a copy of the host, for free. If the address has another form, prints
+ * it and returns NULL. */
+char *split(const char *address, int *port);
 
 /* Returns the addresses of a host, for freeaddrinfo. If it finds none, returns NULL and sets *why to the reason. */
 struct addrinfo *resolve(const char *host, int port, const char **why);

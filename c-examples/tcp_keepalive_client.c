@@ -68,7 +68,7 @@ int main(int argc, char *argv[])
     struct keepalive_options options;
     struct addrinfo *addresses;
     const char *why;
-    char *host, *given;
+    char *host;
     int port, fd;
 
     if (!read_options(&argc, &argv, &options))
@@ -77,13 +77,9 @@ int main(int argc, char *argv[])
         warnx(argc < 1 ? "missing argument: HOST:PORT" : "too many arguments: one HOST:PORT is enough");
         usage();
     }
-    given = strdup(argv[0]);
-    if (given == NULL)
-        err(EXIT_FAILURE, "strdup");
-    if (!split(given, &host, &port)) {
-        warnx("invalid HOST:PORT: \"%s\"", argv[0]);
+    host = split(argv[0], &port);
+    if (host == NULL)
         usage();
-    }
 
     fprintf(stderr, "going connect to: %s port %d\n", host, port);
     fprintf(stderr, "set SO_KEEPALIVE  = %d\n", 1);
@@ -97,7 +93,7 @@ int main(int argc, char *argv[])
     if (fd < 0)
         err(EXIT_FAILURE, "cannot connect to %s", argv[0]);
     freeaddrinfo(addresses);
-    free(given);
+    free(host);
     fprintf(stderr, "connected\n");
     return wait_for_the_end(fd);
 }

@@ -56,6 +56,24 @@ fn messages_about_wrong_options_name_the_letter() {
             assert!(printed.contains("usage: "), "{program} {args:?}: {printed}");
         }
     }
+    for (args, message) in [
+        (
+            &["-a", "0", "127.0.0.1:1"][..],
+            "invalid age for option -a: \"0\" (must be a number from 1 to 86400)",
+        ),
+        (&["-t", "60001", "127.0.0.1:1"], "invalid timeout for option -t: \"60001\""),
+        (&["-t"], "option requires an argument: -t"),
+        (&["-c", "5", "127.0.0.1:1"], "unrecognized option: -c"),
+        (&[], "missing argument: HOST:PORT"),
+        (&["127.0.0.1:1", "127.0.0.1:2"], "too many arguments"),
+        (&["127.0.0.1"], "invalid HOST:PORT: \"127.0.0.1\""),
+    ] {
+        let output = Command::new(example("pool_check")).args(args).output().unwrap();
+        let printed = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {printed}");
+        assert!(printed.starts_with(&format!("pool_check: {message}")), "{args:?}: {printed}");
+        assert!(printed.contains("usage: "), "{args:?}: {printed}");
+    }
     for address in
         ["127.0.0.1", "127.0.0.1:", ":5050", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http", "::1:5050"]
             .into_iter()
