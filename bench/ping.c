@@ -22,7 +22,7 @@
 #define CONNECTIONS 1000
 #define ROUNDS 5
 #define TIMEOUT_MS 2000
-/* How many connections a program probes one after the other while all are silent. */
+/* The number of silent connections that are probed one after the other. */
 #define FEW 3
 
 static int clients[CONNECTIONS];

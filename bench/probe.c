@@ -1,8 +1,8 @@
 /*
- * probe: compares ka_probe with a query to PostgreSQL, as a pool makes either before it hands a connection out. Both
+ * probe: compares ka_probe with a query to PostgreSQL. A pool makes one of them before it hands out a connection. Both
  * use the same connection, in turn.
  *
- *   used  the server was heard within the last second: ka_probe only looks
+ *   used  a segment of the server has arrived within the last second: ka_probe only reads the state
  *   idle  the connection was idle for longer: ka_probe waits for the answer to a probe
  *
  * Usage: probe CONNECTION, a connection string of libpq. A ratio is the median of the rounds' ratios.

@@ -17,10 +17,10 @@ use crate::errno::{EINVAL, answer};
 ///
 ///   fd          a connected TCP or MPTCP socket. An MPTCP socket sends a probe on each subflow, and an answer on any
 ///               of them counts. Before Linux 5.16, the answer on the first subflow counts.
-///   timeout_ms  milliseconds, 0..INT_MAX: how long to wait for the answer. Use at least 100 more than the longest
+///   timeout_ms  the longest wait for the answer, in milliseconds, 0..INT_MAX. Use at least 100 more than the longest
 ///               round trip: the kernel sends the probe at one of its next two ticks, which are 1 to 10 ms apart, and
-///               50 ms later if another thread is using the socket. 0 sends nothing, and only looks whether the peer
-///               has sent something within the last second.
+///               50 ms later if another thread is using the socket. With 0, nothing is sent, and the function only
+///               checks whether a segment has arrived within the last second.
 ///
 /// Returns 1 if a segment has arrived from the peer since the call began, or within the last second before it. In the
 /// second case nothing is sent, and the call takes microseconds. The peer's kernel has sent the segment. So 1 does not
@@ -30,12 +30,12 @@ use crate::errno::{EINVAL, answer};
 ///
 /// Returns 0 if nothing has arrived in time. Data that the peer has not acknowledged, or that waits for the peer's
 /// window, suspends probes, so no probe is sent. The acknowledgement of the data is then the answer. If the peer keeps
-/// its window closed, the kernel asks for it ever more rarely, up to every two minutes, so 0 does not mean that the
-/// peer is dead. ka_get_status reports data in flight.
+/// its window closed, the kernel sends window probes at growing intervals of up to two minutes. So 0 then does not mean
+/// that the peer is dead. ka_get_status reports data in flight.
 ///
 /// The kernel counts an unanswered probe until something arrives from the peer. If keepalive is on and the peer stays
-/// silent, each of them lets the connection end up to intvl earlier, at idle at the earliest. With a cnt of 1, it ends
-/// when idle has expired.
+/// silent, each unanswered probe lets the connection end up to intvl earlier, but not before idle has expired. With a
+/// cnt of 1, the connection ends when idle has expired.
 ///
 /// Returns -1 with errno:
 ///   EINVAL       timeout_ms is negative.

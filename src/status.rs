@@ -21,7 +21,7 @@ pub struct ka_status {
     pub state: u32,
     /// Unanswered keepalive probes, or unanswered probes of a closed window.
     pub probes: u32,
-    /// How many times in a row the oldest data in flight has been retransmitted without an acknowledgement.
+    /// The number of times in a row that the oldest data in flight has been retransmitted without an acknowledgement.
     pub retransmits: u32,
     /// Segments in flight. While there are any, the kernel sends no keepalive probe. 0 for a listener.
     pub unacked: u32,

@@ -138,7 +138,7 @@ fn ka_probe_puts_the_settings_back_after_failed_calls() {
                 _ => Err(format!("result {result}, {before:?} became {after:?}")),
             }
         };
-        // How often the probe reads the state depends on the time of the answer.
+        // The number of reads of the state depends on the time of the answer.
         let name = format!("libka: probe on a socket that is {start}");
         each(&Trial { name: &name, options: &options, few: 30, missed: 75, ..TRIAL }, prepare, judge);
     }

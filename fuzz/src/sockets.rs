@@ -39,7 +39,7 @@ struct Kind {
     /// The state of a TCP socket of this kind.
     state: Option<u8>,
     made: Option<OpenSocket>,
-    /// Whether the descriptor was used since `begin`.
+    /// True if the descriptor was used since `begin`.
     is_used: bool,
 }
 

@@ -30,7 +30,7 @@ struct Step {
     old: Option<i32>,
 }
 
-/// When the idle time is written only to re-arm the timer, after the interval or the count has changed.
+/// The cases in which the idle time is written only to re-arm the timer, after the interval or the count has changed.
 #[derive(Clone, Copy, PartialEq)]
 enum Rearm {
     Always,

@@ -108,8 +108,7 @@ impl Kernel for Direct {
     }
 }
 
-/// Returns which of these events each descriptor has, without waiting. poll(2), by ppoll(2), which every architecture
-/// has.
+/// Calls poll(2) without waiting. It uses ppoll(2), which every architecture has.
 ///
 /// # Errors
 /// The error of the kernel.
@@ -134,12 +133,11 @@ pub(crate) fn sleep(time: Duration) {
         tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: time.subsec_nanos().into(),
     };
-    // SAFETY: the kernel reads a time. It may leave out the remaining time.
+    // SAFETY: the kernel reads a time. It writes no remaining time, because that pointer is NULL.
     unsafe { call(libc::SYS_nanosleep, [(&raw const time) as usize, 0, 0, 0, 0, 0]) };
 }
 
-/// Returns the time since an arbitrary moment, or `None` if a filter refuses the call. CLOCK_MONOTONIC, as the kernel's
-/// timers.
+/// Returns the time of CLOCK_MONOTONIC, or `None` if a seccomp filter refuses the call.
 #[must_use]
 pub(crate) fn now() -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -151,10 +149,10 @@ pub(crate) fn now() -> Option<Duration> {
     Some(seconds.saturating_add(Duration::from_nanos(u64::try_from(time.tv_nsec).ok()?)))
 }
 
-/// Replaces a word if it has the value `old`, in one step. Returns whether it had.
+/// Replaces a word by `new` in one atomic step if its value is `old`. Returns whether it did.
 ///
-/// On aarch64, the compiler would call functions that first look for newer instructions. They keep state, run before
-/// main, and need the loader's library, none of which libka may do.
+/// On aarch64, the compiler would call its outline atomics instead. These detect newer instructions before main, keep
+/// the result, and need the loader's library. libka must avoid all three.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
     let (seen, failed): (u32, u32);
@@ -180,7 +178,7 @@ pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
     seen == old && failed == 0
 }
 
-/// Replaces a word if it has the value `old`, in one step. Returns whether it had.
+/// Replaces a word by `new` in one atomic step if its value is `old`. Returns whether it did.
 #[cfg(not(target_arch = "aarch64"))]
 pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
     word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok()

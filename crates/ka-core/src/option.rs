@@ -12,7 +12,7 @@ use crate::bytes::{nth, place};
 pub enum SockOpt {
     /// An option that sets when the keepalive timer fires, and when the connection ends. tcp(7)
     Timer(Timer),
-    /// `SO_KEEPALIVE`: whether the keepalive timer runs. socket(7)
+    /// `SO_KEEPALIVE`: turns the keepalive timer on or off. socket(7)
     KeepAlive,
     /// `SO_PROTOCOL`: the protocol of a socket. It shows whether a socket is TCP, because `SO_KEEPALIVE` succeeds on
     /// UDP and unix sockets too.

@@ -14,11 +14,11 @@
 //!   the probe has left, which takes one or two ticks. Waiting for the answer changes nothing.
 //! - If the connection has already been idle for the idle time of its policy, putting that time back would make the
 //!   timer fire again. In this case, the trigger is a write of the idle time that is already set.
-//! - If keepalive is already due to end the connection, it must: calls that repeat faster than the interval would
-//!   otherwise re-arm the timer each time. The trigger is then written without the user timeout.
+//! - If keepalive is already due to end the connection, a probe must not prevent this. Calls that repeat faster than the
+//!   interval would otherwise re-arm the timer each time. So the trigger is then written without the user timeout.
 //! - Another thread may probe the same socket. It would read the changed settings, and put these back. So only one
-//!   thread of a process changes the settings of a socket, and the user timeout shows it to other processes. All others
-//!   wait for the answer to the probe of that thread.
+//!   thread of a process changes the settings of a socket, and other processes recognize the probe by its user timeout.
+//!   All others wait for the answer to the probe of that thread.
 //!
 //! An unanswered probe stays in the kernel's count of unanswered probes until a segment arrives. No system call resets
 //! this count.
@@ -62,9 +62,9 @@ pub struct Probe<'fd, K: Kernel = Direct> {
 enum Stage {
     /// The probe has not been triggered.
     Untriggered,
-    /// The timer is about to fire. The settings are changed.
+    /// The settings are changed, and the timer is about to fire.
     Leaving { changed: Changed, probes: u32, since: Duration },
-    /// The settings are put back. The probe has left at this time, unless there was none.
+    /// The settings are put back. `sent` is the time at which the probe has left, or `None` if none has left.
     Waiting { sent: Option<Duration> },
 }
 
@@ -83,7 +83,7 @@ struct Changed {
 #[derive(Debug)]
 struct Lock(&'static AtomicU32);
 
-/// The IDs of the processes that hold the locks. 0 if nobody does.
+/// For each lock, the ID of the process that holds it, or 0.
 static LOCKS: [AtomicU32; 64] = [const { AtomicU32::new(0) }; 64];
 
 impl Lock {
@@ -105,7 +105,7 @@ impl Drop for Lock {
     }
 }
 
-/// The user timeout while a probe leaves: 24 days, the longest but one.
+/// The user timeout while a probe leaves: 24 days, 1 ms below the largest value, which a program may set itself.
 const MARK: i32 = i32::MAX - 1;
 
 /// The longest time from the trigger until the probe leaves. A system call that has locked the socket delays it by 50 ms.
@@ -154,7 +154,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         matches!(self.stage, Stage::Leaving { .. })
     }
 
-    /// Returns whether the probe has not been triggered yet, because another one is leaving.
+    /// Returns whether the probe has not been triggered yet, because another probe of the socket is leaving.
     #[must_use]
     pub const fn is_untriggered(&self) -> bool {
         matches!(self.stage, Stage::Untriggered)
@@ -311,7 +311,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
 
 impl<K: Kernel> Drop for Probe<'_, K> {
     fn drop(&mut self) {
-        let _ = self.restore(); // Nobody is left to report an error to.
+        let _ = self.restore(); // drop cannot return an error
     }
 }
 

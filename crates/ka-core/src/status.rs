@@ -97,7 +97,8 @@ impl Subflows {
     /// The four words: the size of this header, the number of subflows, and the size of `struct tcp_info` in the kernel
     /// and here.
     const HEADER: usize = 16;
-    /// The kernel has at most 8 subflows beside the first one. Further ones are ignored.
+    /// The maximum number of subflows that are read. The kernel has at most 8 beside the first one, so it can have one
+    /// more, which is ignored.
     const MOST: usize = 8;
     const SIZE: usize = Self::HEADER + Self::MOST * Status::INFO_SIZE;
 
