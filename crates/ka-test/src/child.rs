@@ -1,4 +1,5 @@
 //! Child processes.
+#![expect(unsafe_code, reason = "signal, and a closure between fork and exec")]
 
 use std::env;
 use std::ffi::OsStr;
@@ -6,6 +7,7 @@ use std::fs::{self, Permissions};
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -43,6 +45,20 @@ pub fn remove_ka_variables(command: &mut Command) {
     for (name, _) in env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KA_")) {
         command.env_remove(name);
     }
+}
+
+/// Gives all signals their default actions in a command's process. The tests may have inherited ignored signals, for
+/// example from nohup(1), or from a script that runs them in the background. The standard library unblocks signals.
+pub fn reset_signals(command: &mut Command) {
+    let reset = || {
+        for signal in 1..32 {
+            // SAFETY: signal(2) takes a number and a constant. For SIGKILL and SIGSTOP, it fails and changes nothing.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls only signal(2), which is async-signal-safe.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// Returns a command that runs a program under the shim, without any `KA_` variable of the caller.

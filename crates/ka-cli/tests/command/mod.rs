@@ -16,7 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use ka_test::artifact::release;
-use ka_test::child::{remove_ka_variables, succeed};
+use ka_test::child::{remove_ka_variables, reset_signals, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::path::{root, scratch};
@@ -32,10 +32,11 @@ pub fn ka() -> Command {
     bare(release().join("ka"))
 }
 
-/// Returns a command without the KA_ variables of the user who runs the tests.
+/// Returns a command without the KA_ variables and the ignored signals of the user who runs the tests.
 pub fn bare(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     remove_ka_variables(&mut command);
+    reset_signals(&mut command);
     command.env_remove("LD_PRELOAD").env_remove("NO_COLOR");
     command
 }
