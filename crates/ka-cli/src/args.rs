@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
@@ -1188,17 +1189,22 @@ fn state() -> impl TypedValueParser<Value = State> {
     PossibleValuesParser::new(values).map(move |name| named(&name).unwrap_or(State::Listen))
 }
 
+/// Parses a number that consists of digits only. [`str::parse`] also accepts a plus sign.
+pub(crate) fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 pub(crate) fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port > 0).ok_or_else(|| "must be a port number, 1..65535".to_owned())
+    number(text).filter(|port| *port > 0).ok_or_else(|| "must be a port number, 1..65535".to_owned())
 }
 
 fn probes(text: &str) -> Result<u32, String> {
-    let count = text.parse().ok().filter(|count| (1..=100).contains(count));
+    let count = number(text).filter(|count| (1..=100).contains(count));
     count.ok_or_else(|| "must be a number of probes, 1..100".to_owned())
 }
 
 fn connections(text: &str) -> Result<u64, String> {
-    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "must be a number, 1 or more".to_owned())
+    number(text).filter(|count| *count > 0).ok_or_else(|| "must be a number, 1 or more".to_owned())
 }
 
 /// Parses a command line. The first word is the name of the command.
@@ -1235,7 +1241,7 @@ fn lay_out(command: clap::Command) -> clap::Command {
 
 /// Parses a PID.
 pub(crate) fn pid(text: &str) -> Result<i32, String> {
-    let pid = text.parse().ok().filter(|pid| *pid > 0);
+    let pid = number(text).filter(|pid| *pid > 0);
     pid.ok_or_else(|| "must be a PID, such as 1234 (pidof NAME finds it)".to_owned())
 }
 

@@ -103,7 +103,7 @@ pub(crate) fn local_address(text: &str) -> Result<IpAddr, String> {
 
 /// Parses the number of connections at a time.
 pub(crate) fn connections(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|number| (1..=MOST_AT_A_TIME).contains(number));
+    let number = args::number(text).filter(|number| (1..=MOST_AT_A_TIME).contains(number));
     number.ok_or_else(|| format!("must be a number, 1..{MOST_AT_A_TIME}"))
 }
 
@@ -577,6 +577,7 @@ mod tests {
             "host:",
             "host:0",
             "host:65536",
+            "host:+80",
             ":80",
             "::1:80",
             "[::1]",
@@ -597,7 +598,9 @@ mod tests {
         assert_eq!((address("7007").address, address("7007").port), (None, 7007));
         assert_eq!(address("192.0.2.7:80").address, Some([192, 0, 2, 7].into()));
         assert_eq!(address("[::1]:80").address.map(|address| address.is_ipv6()), Some(true));
-        for text in ["", "0", "port", "host:80", "::1:80", "[192.0.2.7]:80", ":80", "1:2:3"] {
+        for text in
+            ["", "0", "+80", "[::1]:+80", "port", "host:80", "::1:80", "[192.0.2.7]:80", ":80", "1:2:3"]
+        {
             assert!(listening_address(text).is_err(), "{text}");
         }
     }

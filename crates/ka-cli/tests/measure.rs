@@ -468,6 +468,8 @@ fn wrong_arguments_are_rejected() {
         (&[&unused], "Connection refused"),
         (&["--from-server", &unused], "Connection refused"),
         (&["--from", "20s", "--to", "10s", &unused], "--from 20 s is longer than --to 10 s"),
+        (&["127.0.0.1:+80"], "must be a port number, 1..65535"),
+        (&["--connections", "+3", &unused], "must be a number, 1..200"),
         (&["--from", "0", &unused], "must be 1.."),
         (&["--from", "900ms", &unused], "--from 900 ms: must be 1 s or more"),
         (&["--to", "10h", &unused], "--to 10 h: must be 9 h or less"),
