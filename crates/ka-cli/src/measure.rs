@@ -2,15 +2,15 @@
 //! it.
 
 use std::io::{self, BufWriter, Write};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ka_core::{Config, plan_path};
 use ka_reach::escape::visible;
 use ka_reach::measure::{
-    self, Conclusion, Doubt, IdleTimes, MOST_CONNECTIONS, MeasureRequest, Measured, Measurement, Notice,
-    Sample, ServeNotice, TrialResult,
+    self, Conclusion, Doubt, IdleTimes, MeasureRequest, Measured, Measurement, Notice, Sample, ServeNotice,
+    TrialResult,
 };
 use ka_reach::signal;
 use serde::Serialize;
@@ -537,15 +537,17 @@ fn serve(listening: &ListeningAddress, verbose: bool) -> CommandResult {
     let addresses: Vec<_> = addresses.collect::<io::Result<_>>()?;
     writeln!(
         out,
-        "listening on {}, keeping at most {MOST_CONNECTIONS} connections, until SIGINT or SIGTERM",
-        addresses.join(" and ")
+        "listening on {}, keeping at most {}, until SIGINT or SIGTERM",
+        addresses.join(" and "),
+        plural::count(measure::capacity(), "connection")
     )?;
     out.flush()?;
+    let mut warnings = Warnings { next: Instant::now(), left_out: 0 };
     measure::serve(&listeners, termination.as_fd(), &mut |notice| match notice {
-        ServeNotice::Full(peer) => {
-            warn(format_args!("measure: {peer}: closed, because ka keeps no more connections"));
+        ServeNotice::Replaced(peer) => {
+            warnings.print(peer, "closed, because a newer connection needs its place");
         }
-        ServeNotice::Unusable(peer, why) => warn(format_args!("measure: {peer}: {why}")),
+        ServeNotice::Unusable(peer, why) => warnings.print(peer, why),
         ServeNotice::Connections(count) if verbose => {
             let _ = writeln!(io::stderr(), "{}", plural::count(count, "connection"));
         }
@@ -553,6 +555,30 @@ fn serve(listening: &ListeningAddress, verbose: bool) -> CommandResult {
     })
     .map_err(failed)?;
     Ok(0)
+}
+
+/// The warnings of the server: at most one line per second, because any client can cause them.
+struct Warnings {
+    /// The time from which the next warning is printed.
+    next: Instant,
+    /// The number of warnings that were left out since the last line.
+    left_out: usize,
+}
+
+impl Warnings {
+    fn print(&mut self, peer: SocketAddr, text: &str) {
+        let now = Instant::now();
+        if now < self.next {
+            self.left_out += 1;
+            return;
+        }
+        let more = match std::mem::take(&mut self.left_out) {
+            0 => String::new(),
+            left_out => format!(" ({} before this one left out)", plural::count(left_out, "warning")),
+        };
+        warn(format_args!("measure: {peer}: {text}{more}"));
+        self.next = now + Duration::from_secs(1);
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 mod command;
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use command::json::{assert_described, described};
 use command::{as_nobody, bare, ka, outcome};
+use ka_test::artifact::release;
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::has_ipv6;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root};
+use ka_test::wait::eventually;
 use serde_json::Value;
 use socket2::{SockRef, TcpKeepalive};
 
@@ -155,7 +157,7 @@ END
         program.args(["-t", &far.0.id().to_string(), "-n"]).args(server);
         let program = Running::start(&mut program);
         let network = Self { router, server: far, _program: program };
-        ka_test::wait::eventually("the server listens", || {
+        eventually("the server listens", || {
             stdout(network.on_server("ss").args(["-Hltn"])).contains(":5050 ")
         });
         network
@@ -318,7 +320,7 @@ fn a_path_that_keeps_is_found_without_privileges_and_closed_politely() {
     assert_eq!(json["policy"], serde_json::json!({ "idle": 1, "intvl": 1, "cnt": 5 }));
     let trials = json["trials"].as_array().unwrap();
     assert_eq!(lines.lines().filter(|line| line.starts_with("idle ")).count(), trials.len(), "{lines}");
-    ka_test::wait::eventually("all connections end", || open.load(Ordering::SeqCst) == 0);
+    eventually("all connections end", || open.load(Ordering::SeqCst) == 0);
     assert!(most.load(Ordering::SeqCst) <= 2, "more than 2 connections at a time");
     let ends = ends.lock().unwrap();
     assert!(ends.len() == trials.len() && ends.iter().all(|end| *end == (Ok(()), Vec::new())), "{ends:?}");
@@ -463,13 +465,13 @@ fn wrong_arguments_are_rejected() {
         (&[], "HOST:PORT"),
         (&["127.0.0.1"], "must be HOST:PORT"),
         (&["127.0.0.1:0"], "must be a port number, 1..65535"),
+        (&["127.0.0.1:+80"], "must be a port number, 1..65535"),
+        (&["--connections", "+3", &unused], "must be a number, 1..200"),
         (&["::1:80"], "[2001:db8::7]:22"),
         (&["no-such-host.invalid:80"], "ka: measure: no-such-host.invalid: "),
         (&[&unused], "Connection refused"),
         (&["--from-server", &unused], "Connection refused"),
         (&["--from", "20s", "--to", "10s", &unused], "--from 20 s is longer than --to 10 s"),
-        (&["127.0.0.1:+80"], "must be a port number, 1..65535"),
-        (&["--connections", "+3", &unused], "must be a number, 1..200"),
         (&["--from", "0", &unused], "must be 1.."),
         (&["--from", "900ms", &unused], "--from 900 ms: must be 1 s or more"),
         (&["--to", "10h", &unused], "--to 10 h: must be 9 h or less"),
@@ -503,7 +505,11 @@ struct Serve {
 
 impl Serve {
     fn start(address: &str) -> Self {
-        let mut command = ka();
+        Self::by(&mut ka(), address, 1000)
+    }
+
+    /// Starts the server by a command, which must keep at most this number of connections.
+    fn by(command: &mut Command, address: &str, most: usize) -> Self {
         // The port is free, and another program is unlikely to take it in between.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut child = command
@@ -512,7 +518,10 @@ impl Serve {
             .spawn()
             .unwrap();
         let line = Lines::new("the server", child.stdout.take().unwrap()).expect("its address");
-        assert!(line.contains(&format!(":{port}")) && line.contains("1000 connections"), "{line}");
+        assert!(
+            line.contains(&format!(":{port}")) && line.contains(&format!(" {most} connections,")),
+            "{line}"
+        );
         Self { program: Running(child), address: ([127, 0, 0, 1], port).into() }
     }
 }
@@ -557,6 +566,105 @@ fn serve_keeps_connections_and_survives_garbage() {
     assert_eq!(serve.program.0.wait().unwrap().code(), Some(0));
 }
 
+/// A client may vanish without a FIN. The kernel probes it, but later than the longest idle time of a measurement.
+#[test]
+fn serve_turns_keepalive_on_for_connections_that_it_keeps() {
+    let serve = Serve::start("127.0.0.1:");
+    let _client = TcpStream::connect(serve.address).unwrap();
+    let timer = || {
+        let out = stdout(bare("ss").args(["-Htno", &format!("sport = :{}", serve.address.port())]));
+        let (minutes, _) = out.split_once("timer:(keepalive,")?.1.split_once("min,")?;
+        Some(minutes.parse::<u32>().unwrap())
+    };
+    eventually("a timer runs", || timer().is_some());
+    assert!(timer().unwrap() >= 9 * 60, "{:?}", timer());
+}
+
+/// The number of connections that a server keeps under [`with_few_places`].
+const PLACES: usize = 24;
+
+/// Returns a command that runs ka with a low limit of descriptors.
+fn with_few_places() -> Command {
+    let mut command = bare("sh");
+    command.args(["-c", "ulimit -n 40 && exec \"$@\"", "sh"]).arg(release().join("ka"));
+    command
+}
+
+/// Connects from a local address.
+fn connect_from(host: &str, to: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::new(host.parse().unwrap(), 0).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+/// Discards received data. Returns whether the peer has left the connection open.
+fn is_open(mut stream: &TcpStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    loop {
+        match stream.read(&mut [0; 100]) {
+            Ok(0) => return false,
+            Ok(_) => {}
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// One client must neither keep out others nor fill the log.
+#[test]
+fn serve_closes_connections_of_the_greediest_client_for_new_ones() {
+    let mut command = with_few_places();
+    command.stderr(Stdio::piped());
+    let begin = Instant::now();
+    let mut serve = Serve::by(&mut command, "", PLACES);
+    let connect = |host: &str| connect_from(host, serve.address);
+    // The oldest connections belong to a modest client, and to a measurement from the server.
+    let modest = [(); 2].map(|()| connect("127.0.0.2"));
+    let control = connect("127.0.0.3");
+    (&control).write_all(b"ka-measure 1 control\n").unwrap();
+    assert!((&control).read(&mut [0; 100]).unwrap() > 0);
+    let greedy: Vec<_> = (0..300).map(|_| connect("127.0.0.3")).collect();
+    let places = PLACES - modest.len() - 1;
+    let (closed, kept) = greedy.split_at(greedy.len() - places);
+    eventually("the oldest connections are closed", || !closed.iter().any(is_open));
+    let (_, newest) = kept.split_at(1);
+    let another = connect("127.0.0.4");
+    eventually("one more is closed", || !is_open(&kept[0]));
+    assert!(newest.iter().all(is_open) && is_open(&another), "a newer connection is closed");
+    assert!(modest.iter().all(is_open), "a connection of the modest client is closed");
+    assert!(is_open(&control), "the connection of a measurement is closed");
+    send(&serve.program.0, libc::SIGTERM);
+    let mut err = String::new();
+    serve.program.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+    let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
+    assert!((1..=seconds + 1).contains(&err.lines().count()), "{seconds} s: {err}");
+    let first = err.lines().next().unwrap();
+    assert!(first.starts_with("ka: measure: 127.0.0.3:") && first.contains(": closed, because "), "{first}");
+}
+
+/// A host with IPv6 has very many addresses.
+#[test]
+fn serve_counts_the_addresses_of_an_ipv6_network_together() {
+    if !has_ipv6() || !in_own_network_namespace("serve_counts_the_addresses_of_an_ipv6_network_together") {
+        return;
+    }
+    let mut command = with_few_places();
+    command.stderr(Stdio::null());
+    let serve = Serve::by(&mut command, "", PLACES);
+    let ip = |address: &str| succeed(bare("ip").args(["address", "add", address, "dev", "lo", "nodad"]));
+    ip("2001:db8:1::1/64");
+    let address = (Ipv6Addr::LOCALHOST, serve.address.port()).into();
+    let modest = [(); 2].map(|()| connect_from("2001:db8:1::1", address));
+    let greedy: Vec<_> = (1..=PLACES)
+        .map(|number| {
+            ip(&format!("2001:db8:2::{number:x}/64"));
+            connect_from(&format!("2001:db8:2::{number:x}"), address)
+        })
+        .collect();
+    eventually("two are closed", || !greedy[..2].iter().any(is_open));
+    assert!(greedy[2..].iter().chain(&modest).all(is_open), "a wrong connection is closed");
+}
+
 #[test]
 fn the_server_probes_if_it_is_asked_to() {
     let serve = Serve::start("127.0.0.1:");
@@ -584,12 +692,12 @@ fn the_server_probes_if_it_is_asked_to() {
         assert!(err.contains("no ka measure --serve answers there"), "{err}");
     }
     let newer = server(|mut stream| {
-        stream.write_all(b"ka-measure 2 error this server has version 2 of the protocol\n").unwrap();
+        stream.write_all(b"ka-measure 2 error this server has \x1b[31mversion 2\n").unwrap();
         drop(read_all(&stream));
     });
     let (status, _, err) = outcome(ka().args(["measure", "--from-server", &newer]));
     assert_eq!(status, 2, "{err}");
-    assert!(err.contains("is of another version: this server has version 2 of the protocol"), "{err}");
+    assert!(err.contains(r"is of another version: this server has \x1b[31mversion 2"), "{err}");
 }
 
 #[test]

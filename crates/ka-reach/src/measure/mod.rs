@@ -19,7 +19,7 @@ mod trial;
 mod verdict;
 
 pub use ladder::IdleTimes;
-pub use serve::{MOST_CONNECTIONS, ServeNotice, listen, serve};
+pub use serve::{ServeNotice, capacity, listen, serve};
 pub use session::{MeasureRequest, Measurement, Notice, measure, resolve};
 pub use trial::{LEAST_IDLE, Sample, TrialResult};
 pub use verdict::{Conclusion, Doubt, Measured};

@@ -1,13 +1,15 @@
-//! The server of `ka measure --serve`: keeps whatever connects, sends nothing, and probes connections of clients that
-//! measure the direction from the server.
+//! The server of `ka measure --serve` keeps all connections and sends nothing. If a client measures the direction from
+//! the server, the server probes the connections of this client.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use ka_core::direct::Direct;
+use ka_core::{Kernel as _, SockOpt, Timer};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::connection::{IdleConnection, discard};
@@ -16,25 +18,33 @@ use super::trial::TrialResult;
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// What happens while the server runs.
+/// An event of a running server.
 #[derive(Clone, Copy, Debug)]
 pub enum ServeNotice<'a> {
-    /// A connection of this peer was closed at once, because the server has as many as it keeps.
-    Full(SocketAddr),
+    /// The server has closed a connection of this peer, because a newer connection needed its place.
+    Replaced(SocketAddr),
     /// A connection of this peer cannot be used for a trial.
     Unusable(SocketAddr, &'a str),
     /// The number of connections has changed.
     Connections(usize),
 }
 
-/// The number of connections that the server keeps.
-pub const MOST_CONNECTIONS: usize = 1000;
-/// The longest time that a connection is kept: more than the longest measurement of one idle time. A peer may vanish
-/// without a word.
-const LONGEST: Duration = Duration::from_secs(10 * 3600);
+/// The maximum number of connections that the server keeps.
+const MOST_CONNECTIONS: usize = 1000;
+/// The number of descriptors that the server needs besides those of the connections.
+const OWN_DESCRIPTORS: usize = 16;
+/// The maximum number of connections that the server accepts in one round. A client that connects again and again must
+/// not keep the server from all other work.
+const MOST_ACCEPTED: usize = 64;
+/// The keepalive policy of a new connection: idle, intvl and cnt. A client may vanish without a FIN. The idle time is the
+/// longest that the kernel accepts, and exceeds the longest idle time that `ka measure` tries (9 h). An earlier probe of
+/// the server would end the idle time of a trial.
+const VANISHED: [i32; 3] = [*Timer::Idle.range().end(), 10, 6];
 /// The time between two messages on a control connection, and the longest silence of a client on it.
 const BEAT: Duration = Duration::from_secs(1);
 const LOST: Duration = Duration::from_secs(60);
+/// The time between two notices of the number of connections.
+const COUNT: Duration = Duration::from_secs(1);
 /// The longest wait of the loop.
 const REST: Duration = Duration::from_millis(500);
 
@@ -70,7 +80,13 @@ pub fn listen(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>> {
     Ok(std::iter::once(first).chain(second).collect())
 }
 
-/// Keeps connections until `termination` becomes readable.
+/// Returns the number of connections that the server keeps: 1000, or fewer if the limit of descriptors is lower.
+pub fn capacity() -> usize {
+    MOST_CONNECTIONS.min(sys::raise_descriptor_limit().saturating_sub(OWN_DESCRIPTORS))
+}
+
+/// Keeps connections until `termination` becomes readable. If a connection arrives and there are already [`capacity`]
+/// ones, closes the oldest connection of the address that has the most.
 ///
 /// # Errors
 /// The error of a system call.
@@ -79,14 +95,14 @@ pub fn serve(
     termination: BorrowedFd<'_>,
     notify: &mut dyn FnMut(ServeNotice<'_>),
 ) -> Result<()> {
-    let most = MOST_CONNECTIONS.min(sys::raise_descriptor_limit().saturating_sub(16));
+    let most = capacity();
     let begin = Instant::now();
     let mut guests: Vec<Guest> = Vec::new();
     let keys = RandomState::new();
     let mut sessions = 0_u64;
+    let (mut noticed, mut next_notice) = (0, Duration::ZERO);
     loop {
         let now = begin.elapsed();
-        let before = guests.len();
         for listener in listeners {
             accept(listener, &mut guests, most, now, notify);
         }
@@ -102,8 +118,9 @@ pub fn serve(
         guests.retain_mut(|guest| {
             guest.session().and_then(|key| reports.get(&key)).is_none_or(|text| guest.send(text))
         });
-        if guests.len() != before {
-            notify(ServeNotice::Connections(guests.len()));
+        if guests.len() != noticed && now >= next_notice {
+            (noticed, next_notice) = (guests.len(), now + COUNT);
+            notify(ServeNotice::Connections(noticed));
         }
         let rest = guests.iter().map(|guest| guest.rest(begin.elapsed())).min().unwrap_or(REST);
         let mut fds = vec![termination];
@@ -115,7 +132,7 @@ pub fn serve(
     }
 }
 
-/// Accepts the connections that wait.
+/// Accepts waiting connections.
 fn accept(
     listener: &TcpListener,
     guests: &mut Vec<Guest>,
@@ -123,13 +140,55 @@ fn accept(
     now: Duration,
     notify: &mut dyn FnMut(ServeNotice<'_>),
 ) {
-    // An error is that of one connection, or of a resource that is free again later.
-    while let Ok((stream, peer)) = listener.accept() {
-        if guests.len() >= most {
-            notify(ServeNotice::Full(peer));
-        } else if stream.set_nonblocking(true).is_ok() {
-            guests.push(Guest { peer, since: now, role: Role::New(stream, LineBuffer::default()) });
+    // An error concerns one connection, or a resource that is available again later.
+    for _ in 0..MOST_ACCEPTED {
+        let Ok((stream, peer)) = listener.accept() else { return };
+        if prepare(&stream).is_err() {
+            continue;
         }
+        if guests.len() >= most
+            && let Some(place) = to_replace(guests)
+        {
+            let replaced = guests.remove(place);
+            notify(ServeNotice::Replaced(replaced.peer));
+        }
+        guests.push(Guest { peer, since: now, role: Role::New(stream, LineBuffer::default()) });
+    }
+}
+
+/// Prepares the socket of a new connection.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    let options = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(SockOpt::Timer);
+    for (option, value) in options.into_iter().zip(VANISHED).chain([(SockOpt::KeepAlive, 1)]) {
+        Direct
+            .set(stream.as_raw_fd(), option, value)
+            .map_err(|errno| io::Error::from_raw_os_error(errno.0))?;
+    }
+    Ok(())
+}
+
+/// Chooses the connection to close for a newer one: of the address that has the most connections, the oldest. The
+/// connections of a measurement from the server come last.
+fn to_replace(guests: &[Guest]) -> Option<usize> {
+    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+    for guest in guests {
+        *counts.entry(network(guest.peer.ip())).or_default() += 1;
+    }
+    let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
+    let of_most = guests.iter().enumerate().filter(|(_, guest)| network(guest.peer.ip()) == most);
+    let oldest = of_most.min_by_key(|(_, guest)| (guest.is_of_measurement(), guest.since));
+    oldest.map(|(place, _)| place)
+}
+
+/// Returns the part of an address that identifies a client. A host with IPv6 has all addresses of its /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::from([a, b, c, d, 0, 0, 0, 0]).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -161,12 +220,18 @@ impl AsFd for Role {
 }
 
 impl Guest {
+    /// Returns whether the connection belongs to a measurement from the server.
+    fn is_of_measurement(&self) -> bool {
+        matches!(self.role, Role::Control { .. } | Role::Trial { .. })
+    }
+
     /// Returns the key of the measurement that this connection controls.
     fn session(&self) -> Option<u64> {
         if let Role::Control { key, .. } = self.role { Some(key) } else { None }
     }
 
-    /// Does what is due. Returns whether the connection stays. Adds the lines to report to each measurement.
+    /// Reads, sends messages that are due, and steps the trial. Adds the lines for each measurement to `reports`. Returns
+    /// whether the connection stays.
     fn step(
         &mut self,
         now: Duration,
@@ -175,9 +240,6 @@ impl Guest {
         reports: &mut HashMap<u64, String>,
         notify: &mut dyn FnMut(ServeNotice<'_>),
     ) -> bool {
-        if now.saturating_sub(self.since) > LONGEST {
-            return false;
-        }
         match &mut self.role {
             Role::New(stream, lines) => match read_line(stream, lines) {
                 FirstLine::Ended => return false,
@@ -216,7 +278,7 @@ impl Guest {
         true
     }
 
-    /// Keeps the connection, whatever it sends.
+    /// From now on, only keeps the connection, and discards its data.
     fn keep(&mut self) -> bool {
         match &self.role {
             Role::New(stream, _) => stream.try_clone().is_ok_and(|stream| {
@@ -269,7 +331,7 @@ impl Guest {
         }
     }
 
-    /// Returns how long the next step may wait.
+    /// Returns the longest wait before the next step.
     fn rest(&self, now: Duration) -> Duration {
         match &self.role {
             Role::Trial { connection, .. } => connection.rest(now),
@@ -278,13 +340,13 @@ impl Guest {
     }
 }
 
-/// What a new connection has sent.
+/// The first line of a new connection.
 enum FirstLine {
     /// A line that begins with the magic word.
     Line(String),
-    /// Nothing yet, or the beginning of such a line.
+    /// No data yet, or the beginning of such a line.
     Unfinished,
-    /// Something else.
+    /// Other data.
     Foreign,
     /// The connection has ended.
     Ended,
@@ -312,7 +374,7 @@ fn read_line(stream: &mut TcpStream, lines: &mut LineBuffer) -> FirstLine {
     }
 }
 
-/// Reads and discards. Returns whether something had arrived, or `None` if the connection has ended.
+/// Reads and discards data. Returns whether data had arrived, or `None` if the connection has ended.
 fn read_some(stream: &mut TcpStream) -> Option<bool> {
     let mut buffer = [0; 4096];
     match stream.read(&mut buffer) {
