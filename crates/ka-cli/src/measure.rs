@@ -498,8 +498,6 @@ impl Findings<'_> {
     /// Writes the policy, and how to apply it.
     fn write_policy(&self, out: &mut impl Write, [idle, intvl, cnt]: [i32; 3]) -> io::Result<()> {
         let path = path_idle_s(&self.measurement.measured).unwrap_or_default();
-        let shim = via::shim_path()
-            .map_or_else(|| "/usr/lib/ka/libka_preload.so".to_owned(), |shim| quoted(shim.as_os_str()));
         let purpose = match self.measurement.conclusion {
             Conclusion::Keeps => "Policy that keeps the path open at the idle time that was measured",
             Conclusion::ServerCloses => {
@@ -515,7 +513,13 @@ impl Findings<'_> {
             ("C, with libka", format!("ka_enable(fd, {idle}, {intvl}, {cnt});")),
             (
                 "a systemd unit, or any environment",
-                format!("Environment=LD_PRELOAD={shim}\nEnvironment=KA_POLICY={idle},{intvl},{cnt}"),
+                via::shim_path().map_or_else(
+                    |why| format!("# {why}"),
+                    |shim| {
+                        let shim = quoted(shim.as_os_str());
+                        format!("Environment=LD_PRELOAD={shim}\nEnvironment=KA_POLICY={idle},{intvl},{cnt}")
+                    },
+                ),
             ),
         ] {
             writeln!(out, "\n{what}:")?;

@@ -296,10 +296,7 @@ impl Plan {
         let has_others = timeout.is_some() || self.rto_max_ms.is_some();
         let policy = if has_others { self.policy.clone() } else { format!("{idle},{intvl},{cnt}") };
         let shim = via::shim_path().map_or_else(
-            || {
-                "# LD_PRELOAD cannot contain the path of libka_preload.so: it has blanks, colons or $. Use ka run"
-                    .to_owned()
-            },
+            |why| format!("# {why}"),
             |shim| format!("LD_PRELOAD={} KA_POLICY={policy} PROGRAM", quoted(shim.as_os_str())),
         );
         let sections = [

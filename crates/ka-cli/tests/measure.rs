@@ -3,8 +3,10 @@
 
 mod command;
 
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,12 +15,13 @@ use std::time::{Duration, Instant};
 
 use command::json::{assert_described, described};
 use command::{as_nobody, bare, ka, outcome};
-use ka_test::artifact::release;
+use ka_test::artifact::{release, shim};
 use ka_test::child::{Running, stdout, succeed};
 use ka_test::kernel::has_ipv6;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
 use ka_test::namespace::{in_own_network_namespace, is_root};
+use ka_test::path::{copy_program, scratch};
 use ka_test::wait::eventually;
 use serde_json::Value;
 use socket2::{SockRef, TcpKeepalive};
@@ -748,6 +751,36 @@ fn a_policy_that_keeps_keepalive_on_is_an_error() {
     let (status, json, _) = parsed(json);
     assert_eq!((status, json["verdict"].as_str()), (0, Some("keeps")), "{json}");
     assert_between(&json, "survives_s", 3.0, 4.0);
+}
+
+#[test]
+fn the_policy_names_the_same_shim_as_ka_plan() {
+    let address = server(|stream| drop(read_all(&stream)));
+    let folder = scratch("alone");
+    let odd = scratch("with blank");
+    for folder in [&folder, &odd] {
+        fs::create_dir(folder).unwrap();
+        copy_program(release().join("ka"), folder.join("ka"));
+    }
+    copy_program(shim(), odd.join("libka_preload.so"));
+    let printed = |folder: &Path| {
+        let args = ["measure", "--from", "3s", "--to", "3s", &address];
+        stdout(bare(folder.join("ka")).args(args))
+    };
+    let plan = stdout(bare(folder.join("ka")).args(["plan", "--path", "3s"]));
+    let shim = plan.lines().find_map(|line| line.trim().strip_prefix("LD_PRELOAD=")).unwrap();
+    let shim = shim.split(' ').next().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let out = printed(&odd);
+            assert!(
+                out.contains("    # LD_PRELOAD cannot contain the path ") && !out.contains("LD_PRELOAD="),
+                "{out}"
+            );
+        });
+        let out = printed(&folder);
+        assert!(out.contains(&format!("Environment=LD_PRELOAD={shim}\n")), "{shim}: {out}");
+    });
 }
 
 #[test]

@@ -229,10 +229,17 @@ pub(crate) fn listed_for(request: &StartRequest<'_>) -> Option<PathBuf> {
 }
 
 /// Returns the path of the shim for LD_PRELOAD. If there is no shim, returns the path at which a package installs it.
-/// `None` if LD_PRELOAD cannot contain the path.
-pub(crate) fn shim_path() -> Option<PathBuf> {
+///
+/// # Errors
+///
+/// LD_PRELOAD cannot contain the path. The error is a message with advice.
+pub(crate) fn shim_path() -> Result<PathBuf, &'static str> {
     let path = shim().map_or_else(|_| Path::new(installed::FOLDER).join(SHIM), |shim| shim.path.clone());
-    is_plain(&path).then_some(path)
+    if is_plain(&path) {
+        Ok(path)
+    } else {
+        Err("LD_PRELOAD cannot contain the path of libka_preload.so: it has blanks, colons or $. Use ka run")
+    }
 }
 
 /// Finds the shim: the file that KA_PRELOAD names. Without KA_PRELOAD, the shim next to this program, or the installed
