@@ -553,7 +553,7 @@ pub(crate) struct PingArgs {
     #[arg(long, value_name = "S", default_value = "2s", value_parser = duration::fine_seconds,
           allow_negative_numbers = true)]
     pub(crate) timeout: u32,
-    /// How many probes to send to a silent peer, spread evenly over the timeout: 1 to 100
+    /// The number of probes to a silent peer, spread evenly over the timeout: 1 to 100
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = probes, allow_negative_numbers = true)]
     pub(crate) count: u32,
     /// End the connections that stay silent
@@ -821,18 +821,17 @@ JSON keys: An object, printed at the end.
   target: string. HOST:PORT as it was given.
   address: string. Address and port of the server.
   verdict: string. One of keeps, forgets, server-closes, unclear.
-  how: string. How the path forgets. One of silent, reset. null: the verdict is not forgets.
+  how: string. Result of the trials that failed. One of silent, reset. null: the verdict is not forgets.
   survives_s: number, seconds. The longest idle time that a connection survived. null: none did.
   fails_s: number, seconds. The shortest idle time that a connection did not survive. null: none failed.
   server_closed_s: number, seconds. The idle time after which the server ended connections. null: it ended none.
   policy: object. The policy for survives_s, as ka plan --path computes it. null: survives_s is null or less than 3.
   policy.idle: integer, seconds. Idle time before the first probe.
   policy.intvl: integer, seconds. Time from an unanswered probe to the next.
-  policy.cnt: integer, probes. How many unanswered probes end the connection.
-  took_s: number, seconds. How long the measurement took.
+  policy.cnt: integer, probes. Number of unanswered probes that end the connection.
+  took_s: number, seconds. Duration of the measurement.
   trials: array of objects. The connections, in the order of their ends.
-  trials[].idle_s: number, seconds. How long the connection was idle before the first probe left, or before the \
-  connection ended.
+  trials[].idle_s: number, seconds. Idle time before the first probe left, or before the connection ended.
   trials[].result: string. One of answered, silent, reset, closed. reset: RST. closed: FIN from the server.
   trials[].after_ms: integer, milliseconds. Time from the first probe to the answer or the reset. null: no probe was \
   sent, or none was answered.
@@ -858,8 +857,8 @@ pub(crate) struct MeasureArgs {
     #[arg(long, value_name = "S", default_value = "10m", value_parser = duration::fine_seconds,
           allow_negative_numbers = true)]
     pub(crate) to: u32,
-    /// How close to find the time after which the path forgets, at least 500 ms. Default: 5 s, or half of the time
-    /// between --from and --to if that is less
+    /// The precision of the result, at least 500 ms. Default: 5 s, or half of the time between --from and --to if that is
+    /// less
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
     pub(crate) precision: Option<u32>,
     /// Send this text on each connection first, for servers that close a silent client soon. It may contain the escapes
@@ -875,7 +874,7 @@ pub(crate) struct MeasureArgs {
     /// Use only IPv6
     #[arg(short = '6', long)]
     pub(crate) ipv6: bool,
-    /// How many connections may be open at a time, 1 to 200. With fewer connections, a measurement takes longer
+    /// The maximum number of connections at a time, 1 to 200. With fewer connections, a measurement takes longer
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = measure::connections,
           allow_negative_numbers = true)]
     pub(crate) connections: usize,

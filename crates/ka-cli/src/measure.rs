@@ -1,5 +1,5 @@
-//! `ka measure`: measures how long the path to a server may be idle ([`ka_reach::measure`]), and prints the policy for
-//! it.
+//! `ka measure`: measures the idle time that the path to a server survives ([`ka_reach::measure`]), and prints the policy
+//! for it.
 
 use std::io::{self, BufWriter, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -223,15 +223,15 @@ fn measure_path(server: &MeasureTarget, args: &args::MeasureArgs) -> CommandResu
 /// Messages on standard error while a measurement runs.
 struct ProgressDisplay<'a> {
     server: &'a MeasureTarget,
-    /// Whether to print a line per trial.
-    each: bool,
+    /// True if each trial has a line.
+    is_verbose: bool,
     progress: ProgressLine,
 }
 
 impl<'a> ProgressDisplay<'a> {
     fn new(server: &'a MeasureTarget, args: &args::MeasureArgs) -> Self {
         let progress = ProgressLine::new();
-        Self { server, each: args.verbose || !progress.is_shown(), progress }
+        Self { server, is_verbose: args.verbose || !progress.is_shown(), progress }
     }
 
     fn show(&mut self, notice: Notice<'_>) {
@@ -242,7 +242,7 @@ impl<'a> ProgressDisplay<'a> {
                     visible(self.server.text.as_bytes())
                 ));
             }
-            Notice::Trial(sample) if self.each => self.line(&trial_line(sample)),
+            Notice::Trial(sample) if self.is_verbose => self.line(&trial_line(sample)),
             Notice::Fewer(most, why) => self.line(&fewer(most, why)),
             Notice::Progress { elapsed, remaining, connections } => {
                 let time = |time: Duration| words(1000 * time.as_secs());
@@ -339,13 +339,13 @@ fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
-/// Returns the longest idle time that was survived, in whole seconds.
+/// Returns the longest idle time that a connection survived, in whole seconds.
 fn path_idle_s(measured: &Measured) -> Option<u32> {
     measured.survives.map(|survives| u32::try_from(survives.as_secs()).unwrap_or(u32::MAX))
 }
 
-/// Returns idle, intvl and cnt of the policy for the longest idle time that was survived. Returns `None` if it is too
-/// short for any policy.
+/// Returns idle, intvl and cnt of the policy for the longest idle time that a connection survived. Returns `None` if no
+/// policy is short enough.
 fn policy(measured: &Measured) -> Option<[i32; 3]> {
     let config: Config = plan_path(path_idle_s(measured)?).ok()?;
     Some([config.idle()?, config.intvl()?, config.cnt()?])
@@ -376,8 +376,8 @@ impl Findings<'_> {
         };
         writeln!(out, "Verdict: {}{how}", conclusion.name())?;
         for (what, time) in [
-            ("longest idle time that survived", measured.survives),
-            ("shortest idle time that did not", measured.fails),
+            ("longest idle time survived", measured.survives),
+            ("shortest idle time not survived", measured.fails),
             ("the server closed connections after", measured.server_closed),
         ] {
             if let Some(time) = time {
@@ -400,13 +400,13 @@ impl Findings<'_> {
                 exact(survives)
             ),
             (None, None) if matches!(conclusion, Conclusion::Forgets(_)) => {
-                writeln!(out, "\nNo idle time was survived. Measure again with a shorter --from.")
+                writeln!(out, "\nNo connection survived. Measure again with a shorter --from.")
             }
             (None, None) => Ok(()),
         }
     }
 
-    /// Explains who does what, as far as the results show it.
+    /// Explains the verdict: the device or program that ends connections, as far as the results show it.
     fn reason(&self) -> String {
         let Measurement { conclusion, measured, samples, .. } = self.measurement;
         match conclusion {
@@ -456,9 +456,9 @@ impl Findings<'_> {
             }
             Conclusion::Unclear(Doubt::Contradiction) => {
                 "Longer idle times survived and shorter ones did not, also when they were repeated. The connections \
-                 probably take different ways: several NATs or links side by side (ECMP), several servers behind one \
+                 probably take different paths: several NATs or links side by side (ECMP), several servers behind one \
                  address (anycast, DNS or a load balancer), or a server that was restarted. The numbers above are \
-                 those of the shortest way that was seen. Measure one server by its own address, or measure again."
+                 those of the path that forgets first. Measure one server by its own address, or measure again."
                     .to_owned()
             }
             Conclusion::Unclear(Doubt::PeerTalks) => {
@@ -474,7 +474,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Says what the measurement cannot show.
+    /// Returns sentences about the limits of the measurement.
     fn limits(&self) -> Vec<&'static str> {
         let mut limits = vec![
             "A proxy that ends TCP, such as an HTTP load balancer, answers the probes itself. The path behind it was \
@@ -495,7 +495,7 @@ impl Findings<'_> {
         limits
     }
 
-    /// Writes the policy, and how to apply it.
+    /// Writes the policy, and the lines that apply it.
     fn write_policy(&self, out: &mut impl Write, [idle, intvl, cnt]: [i32; 3]) -> io::Result<()> {
         let path = path_idle_s(&self.measurement.measured).unwrap_or_default();
         let purpose = match self.measurement.conclusion {
@@ -503,7 +503,7 @@ impl Findings<'_> {
             Conclusion::ServerCloses => {
                 "Policy that keeps the path open, but does not keep the server from closing"
             }
-            Conclusion::Unclear(_) => "Policy for the longest idle time that survived",
+            Conclusion::Unclear(_) => "Policy for the longest idle time that a connection survived",
             Conclusion::Forgets(_) => "Policy that keeps the path open",
         };
         writeln!(out, "\n{purpose}: {idle},{intvl},{cnt}")?;

@@ -97,8 +97,8 @@ fn print(is_json: bool, ping: &mut Ping<'_>) -> io::Result<()> {
             reasons.entry(error.to_string()).or_default().push(format!("{pid} ({comm})"));
         }
     }
-    for (reason, who) in reasons {
-        print_message("ping", who, &reason);
+    for (reason, processes) in reasons {
+        print_message("ping", processes, &reason);
     }
     let Report { not_asked, not_examined, .. } = ping.report;
     for (left, what) in [(not_asked, "socket"), (not_examined, "process")] {
@@ -176,7 +176,7 @@ pub(crate) fn describe(connection: &PingedConnection, timeout: Duration) -> (Str
     }
 }
 
-/// Returns what a user must know about a result besides its name.
+/// Returns the text that explains a result. `None` if its name says all.
 fn error(life: &Life) -> Option<String> {
     match life {
         Life::Answered { .. } | Life::Gone => None,

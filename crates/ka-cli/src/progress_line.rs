@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use crate::table;
 
-/// A line that is replaced again and again. It is only shown if standard error is a terminal that can do so.
+/// A line that each update replaces. It is shown only if standard error is a terminal that can replace a line.
 pub(crate) struct ProgressLine {
     is_shown: bool,
     /// The length of the line that the terminal shows.

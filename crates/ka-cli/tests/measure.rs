@@ -1,5 +1,5 @@
-//! Tests `ka measure`: the verdicts on paths through middleboxes, which forget connections in the kernel of a router
-//! (conntrack), and on servers with other habits.
+//! Tests `ka measure`: the verdicts on paths through middleboxes (conntrack in a router's kernel), and on servers that
+//! close, reset, limit or probe connections.
 
 mod command;
 
@@ -77,7 +77,7 @@ fn server(handle: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
     address
 }
 
-/// Reads until the connection ends. Returns how it ended, and what it had sent.
+/// Reads until the connection ends. Returns its error, if it has one, and the received data.
 fn read_all(mut stream: &TcpStream) -> (io::Result<()>, Vec<u8>) {
     let mut sent = Vec::new();
     (stream.read_to_end(&mut sent).map(drop), sent)

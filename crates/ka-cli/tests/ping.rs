@@ -71,7 +71,7 @@ fn filter(verdict: &str, ports: &[u16]) {
     }
 }
 
-/// Returns how many packets each rule of [`filter`] has counted.
+/// Returns the number of packets that each rule of [`filter`] has counted.
 fn counted() -> Vec<u32> {
     let rules = nft("list table ip t");
     let count = |rule: &str| {
@@ -197,18 +197,18 @@ fn a_silent_peer_gets_all_probes_within_the_timeout() {
     assert_eq!(established("").lines().count(), 12, "{}", established(""));
 }
 
-/// Returns the client of a connection whose peer has forgotten it.
+/// Returns the client of a connection that its peer has forgotten.
 fn half_open() -> TcpStream {
     let (client, server) = connection();
     filter("drop", &[port(&client), port(&server)]);
     drop(server);
-    set_rst_free(&client);
+    forget(&client);
     filter("accept", &[]);
     client
 }
 
-/// Waits until the kernel has no closed end of a client's connection any more.
-fn set_rst_free(client: &TcpStream) {
+/// Makes the kernel forget the closed end of a client's connection.
+fn forget(client: &TcpStream) {
     let peer = client.peer_addr().unwrap().port();
     succeed(Command::new("ss").args(["-K", "-tn", "sport", "=", &format!(":{peer}")]));
     eventually("the peer has forgotten the connection", || {

@@ -1,5 +1,5 @@
-//! `ka_probe` asks a peer whether it is alive. It must tell each kind of dead path from a live one by one probe, and
-//! leave the settings and the keepalive of the connection as they were.
+//! `ka_probe` asks a peer whether it is alive. By one probe, it must distinguish each kind of dead path from a live one.
+//! It must not change the settings and the keepalive of the connection.
 
 use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
@@ -71,7 +71,7 @@ impl Setup {
         set_option(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, self.user_timeout);
     }
 
-    /// Returns the seconds of silence after which the kernel ends a connection that nobody probes.
+    /// Returns the seconds of silence after which the kernel ends a connection without calls of `ka_probe`.
     fn seconds(self) -> Option<f64> {
         let Policy { idle, intvl, .. } = self.policy?;
         let (idle, intvl, limit) = (f64::from(idle), f64::from(intvl), f64::from(self.user_timeout) / 1000.0);
@@ -616,7 +616,7 @@ fn counted(story: &mut Story) {
     /// The events on the connection.
     #[derive(Clone, Copy, PartialEq)]
     enum Events {
-        /// Nobody calls `ka_probe`.
+        /// No call of `ka_probe`.
         None,
         Unanswered,
         UnansweredThenAnswered,

@@ -1,5 +1,5 @@
-//! `ka measure` finds out how long a path may be idle, by connections to a server that need no program of ka there. The
-//! lab knows the answer. tcpdump shows which idle times the probes have really tested.
+//! `ka measure` measures the idle time that a path survives, without a program of ka on the server. The lab sets this
+//! time, so it knows the right result. tcpdump shows the idle times that the probes have really tested.
 
 use std::net::SocketAddr;
 use std::process::{Output, Stdio};
@@ -118,13 +118,15 @@ fn seconds(result: &Value, key: &str) -> f64 {
     result[key].as_f64().unwrap_or_else(|| panic!("{key} is {}", result[key]))
 }
 
-/// A trial in the capture: the idle time before the probe, and whether an answer came.
+/// A trial in the capture.
 struct Rung {
+    /// The idle time before the first probe, in seconds.
     idle: f64,
+    /// True if an answer to a probe arrived.
     answered: bool,
 }
 
-/// Returns the trials of the probes that tcpdump saw. Later probes of the same silence are not trials.
+/// Returns the trials that tcpdump saw. Further probes on the same connection belong to the same trial.
 fn rungs(flows: &[Flow]) -> Vec<Rung> {
     flows
         .iter()

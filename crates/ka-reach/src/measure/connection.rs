@@ -13,13 +13,13 @@ use super::trial::{IdleTrial, Sample, TrialResult, TrialStep};
 use crate::error::{Error, Result};
 use crate::reason::socket_reason;
 
-/// How often the counters of an idle connection are read. Nothing else shows probes that the peer sends.
+/// The time between two readings of the counters of an idle connection. Only these counters show probes of the peer.
 const LOOK: Duration = Duration::from_millis(250);
 /// The kernel may delay an acknowledgement by 40 ms. After a packet, the counters are read again soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(60);
-/// How often to look for the answer to a probe.
+/// The time between two checks for the answer to a probe.
 const AWAIT_ANSWER: Duration = Duration::from_millis(5);
-/// How often to look while the settings of the socket are changed.
+/// The time between two steps of a probe while the settings of the socket are changed.
 const AWAIT_PROBE: Duration = Duration::from_millis(1);
 
 /// The number of segments that a connection has sent and received, including keepalive probes and their answers.
@@ -30,7 +30,7 @@ type Segments = [u8; 8];
 pub(super) struct IdleConnection {
     // This field is dropped before the stream, because it restores the settings of the socket.
     probe: Option<Probe<'static, Direct>>,
-    /// Whether `probe` has been counted as sent.
+    /// True if `probe` has been counted as sent.
     is_counted: bool,
     stream: TcpStream,
     trial: IdleTrial,
@@ -69,7 +69,7 @@ impl IdleConnection {
         &self.trial
     }
 
-    /// Does what is due. Returns the record of the trial when it ends.
+    /// Reads data, notices packets, and continues or begins a probe. Returns the record of the trial when it ends.
     ///
     /// # Errors
     /// The error of a system call on the socket.
@@ -97,12 +97,12 @@ impl IdleConnection {
         Ok(result.map(|result| self.trial.end(result, now)))
     }
 
-    /// Continues the probe. Returns how the trial ends, if it does.
+    /// Continues the probe. Returns the result of the trial if it ends.
     fn step_probe(&mut self, now: Duration) -> Result<Option<TrialResult>> {
         let Some(probe) = &mut self.probe else { return Ok(None) };
         let answer = match probe.step(now) {
             Ok(answer) => answer,
-            // The pending error of the socket tells how the connection ended.
+            // The pending error of the socket names the cause of the end.
             Err(ka_core::Error::Ended(_) | ka_core::Error::NotConnected) => {
                 return Ok(Some(self.read().unwrap_or(TrialResult::Reset)));
             }
@@ -115,7 +115,7 @@ impl IdleConnection {
         Ok(answer.map(|_| TrialResult::Answered))
     }
 
-    /// Reads and discards data. Returns how the connection has ended, if it has.
+    /// Reads and discards data. Returns the result of the trial if the connection has ended.
     fn read(&self) -> Option<TrialResult> {
         discard(&self.stream).map(|end| match end {
             Ok(()) => TrialResult::Closed,
@@ -124,7 +124,7 @@ impl IdleConnection {
         })
     }
 
-    /// Returns how long the caller may wait before the next step, unless the descriptor becomes readable.
+    /// Returns the longest wait before the next step. If the descriptor becomes readable, the step is due earlier.
     pub(super) fn rest(&self, now: Duration) -> Duration {
         match (&self.probe, self.trial.next(now)) {
             (Some(probe), _) if probe.is_leaving() || probe.is_untriggered() => AWAIT_PROBE,
@@ -150,8 +150,8 @@ impl AsFd for IdleConnection {
     }
 }
 
-/// Reads and discards what has arrived. Returns `Ok` if the peer has closed the connection, and the error if the
-/// connection has failed.
+/// Reads and discards the received data. Returns `Ok` if the peer has closed the connection, the error if the
+/// connection has failed, and `None` if it is still open.
 pub(super) fn discard(mut stream: &TcpStream) -> Option<io::Result<()>> {
     let mut buffer = [0; 1 << 14];
     // A peer that sends without end must not stop the other connections.

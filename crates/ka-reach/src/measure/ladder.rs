@@ -1,12 +1,13 @@
-//! The ladder: which idle times to try, and what the results mean. This module makes no system calls.
+//! The ladder chooses the idle times of the next trials, and draws the conclusion from their results. This module makes
+//! no system calls.
 //!
-//! The first round has a geometric ladder of idle times, all at once. When a rung fails, longer ones are of no use: the
-//! next round puts a finer ladder between the longest survivor and the shortest failure, and repeats the failure. This
-//! goes on until the gap is narrow enough.
+//! The first round tries a geometric ladder of idle times, all at once. Each idle time is a rung. When a rung fails,
+//! longer rungs are useless. The next round puts a finer ladder between the longest survivor and the shortest failure,
+//! and repeats the failure. Further rounds follow until the gap is narrow enough.
 //!
-//! A failure counts when two trials of it failed. A rung with one failure and one answer is tried a third time, and the
-//! majority decides. If a longer rung survives and a shorter one fails, both are tried up to three times. If they still
-//! contradict each other, the result is unclear.
+//! A rung counts as failed when two of its trials failed. A rung with one failure and one answer is tried a third time,
+//! and the majority decides. If a longer rung survives and a shorter one fails, both are tried up to three times. If
+//! they still contradict each other, the result is unclear.
 
 use std::time::Duration;
 
@@ -30,13 +31,14 @@ const RATIO: f64 = 1.5;
 const WIDEST_RATIO: f64 = 2.0;
 /// The number of trials of one rung after which the majority decides.
 const MAJORITY: usize = 3;
-/// The number of rungs with contradictory results from which on the measurement is unclear.
+/// The number of rungs with contradictory results that makes a measurement unclear.
 const MOST_MIXED: usize = 3;
-/// The number of trials after which the measurement ends in any case.
+/// The maximum number of trials of a measurement.
 const MOST_TRIALS: usize = 200;
-/// How much wider than the precision the gap may be, because probes do not leave exactly when they are due.
+/// The tolerance by which the gap may exceed the precision: probes do not leave exactly when they are due.
 const LATENESS: Duration = Duration::from_millis(20);
-/// A connection that is reset or closed unasked ends at nearly the same idle time in each trial.
+/// The tolerance for ends without a probe: a server or a middlebox ends each connection after nearly the same idle
+/// time.
 const JITTER: Duration = Duration::from_millis(500);
 
 /// The results of one rung.
@@ -44,7 +46,7 @@ const JITTER: Duration = Duration::from_millis(500);
 struct Rung {
     /// The planned idle time, or the real one of a reset that came without a probe.
     at: Duration,
-    /// Whether the failures are resets without a probe.
+    /// True if the failures are resets without a probe.
     unasked: bool,
     answered: Vec<Sample>,
     failed: Vec<Sample>,
@@ -63,8 +65,8 @@ impl Rung {
         !self.answered.is_empty() && !self.failed.is_empty()
     }
 
-    /// Returns the idle time to try in order to repeat this rung. A reset that comes without a probe must have time to
-    /// come.
+    /// Returns the idle time that repeats this rung. If the rung failed by a reset without a probe, this is a longer
+    /// time, so that the reset comes before the probe.
     fn again(&self) -> Duration {
         if self.unasked { self.at.saturating_mul(11).div_f64(10.0).saturating_add(JITTER) } else { self.at }
     }
@@ -106,7 +108,7 @@ impl Ladder {
         self.connections = self.connections.min(connections).max(1);
     }
 
-    /// Takes the shortest idle time that is still to be tried in this round.
+    /// Takes the shortest idle time of this round that has not been tried.
     pub fn take(&mut self) -> Option<Duration> {
         self.queue.pop()
     }
@@ -164,12 +166,12 @@ impl Ladder {
         self.rungs.iter().filter(|rung| !rung.has_survived()).min_by_key(|rung| rung.at)
     }
 
-    /// Returns whether a round waits for a trial of this rung. It does not if a shorter one has failed.
+    /// Returns whether the round waits for a trial of this rung. If a shorter rung has failed, it does not.
     pub fn awaits(&self, rung: Duration) -> bool {
         self.shortest_failure().is_none_or(|failed| rung <= failed.at || failed.unasked)
     }
 
-    /// Returns whether a running trial is to be stopped, because a shorter one has failed. `idle` is how long its
+    /// Returns whether to stop a running trial, because a shorter rung has failed. `idle` is the time that its
     /// connection has been idle.
     pub fn is_moot(&self, rung: Duration, idle: Duration) -> bool {
         self.shortest_failure().is_some_and(|failed| {
@@ -188,7 +190,8 @@ impl Ladder {
         self.shortest_failure().is_some_and(|failed| idle >= failed.at)
     }
 
-    /// Plans the next round, or concludes. To be called when no awaited trial is running and the queue is empty.
+    /// Plans the next round, or concludes. Call it when no awaited trial is running. Does nothing if the queue is not
+    /// empty.
     pub fn plan(&mut self) {
         if self.queue.is_empty() && self.conclusion.is_none() {
             match self.next_round() {
@@ -203,7 +206,7 @@ impl Ladder {
         self.conclusion
     }
 
-    /// Returns how long the measurement will take from now on, roughly. `round` is the rest of the current round.
+    /// Estimates the time until the end of the measurement. `round` is the rest of the current round.
     pub fn remaining(&self, round: Duration) -> Duration {
         let more = self.shortest_failure().filter(|failed| {
             failed.failed.len() < 2
@@ -243,8 +246,8 @@ impl Ladder {
         }
     }
 
-    /// Returns the rungs between the longest survivor and the shortest failure, and the failure again if it is not
-    /// confirmed.
+    /// Returns the rungs between the longest survivor and the shortest failure. If the failure is not confirmed,
+    /// includes it again.
     fn narrow(&self, failed: &Rung, survived: Duration) -> Result<Vec<Duration>, Conclusion> {
         let mut rungs = Vec::new();
         if failed.failed.len() < 2 || failed.is_mixed() && failed.trials() < MAJORITY {
@@ -269,10 +272,10 @@ impl Ladder {
                 rungs.extend(std::iter::repeat_n(rung, copies));
             }
         }
-        if rungs.is_empty() { Err(Conclusion::Forgets(how(failed))) } else { Ok(rungs) }
+        if rungs.is_empty() { Err(Conclusion::Forgets(main_failure(failed))) } else { Ok(rungs) }
     }
 
-    /// Returns the rungs that are still to be tried while no rung fails.
+    /// Returns the next rungs, if no rung has failed. If none are left, returns the conclusion.
     fn climb(&self, survived: Duration) -> Result<Vec<Duration>, Conclusion> {
         if survived >= self.range.to {
             return Err(Conclusion::Keeps);
@@ -324,15 +327,15 @@ impl Ladder {
         Measured {
             survives: survived.flat_map(|rung| &rung.answered).chain(passed).map(|sample| sample.idle).max(),
             fails: failed.and_then(|rung| rung.failed.iter().map(|sample| sample.idle).min()),
-            failure: failed.map(how),
+            failure: failed.map(main_failure),
             is_unasked: failed.is_some_and(|rung| rung.unasked),
             server_closed: self.closed_idle(),
         }
     }
 }
 
-/// Returns how most trials of a rung failed.
-fn how(rung: &Rung) -> TrialResult {
+/// Returns the result of most failed trials of a rung.
+fn main_failure(rung: &Rung) -> TrialResult {
     let resets = rung.failed.iter().filter(|sample| sample.result == TrialResult::Reset).count();
     if resets.saturating_mul(2) > rung.failed.len() { TrialResult::Reset } else { TrialResult::Silent }
 }
@@ -352,7 +355,7 @@ fn first_rungs(range: IdleTimes, connections: usize) -> Vec<Duration> {
     std::iter::once(from).chain(between).chain([to]).collect()
 }
 
-/// Returns this many idle times between two others, evenly spread.
+/// Returns `count` idle times, spread evenly between `low` and `high`.
 fn spread(low: Duration, high: Duration, count: usize) -> Vec<Duration> {
     let gap = high.saturating_sub(low);
     #[expect(clippy::cast_precision_loss, reason = "a few rungs")]

@@ -1,9 +1,9 @@
-//! Measures how long a path to a TCP server may be idle before it forgets a connection.
+//! Measures the idle time after which a path to a TCP server forgets a connection.
 //!
 //! [`session::measure`] opens connections to a server, leaves each idle for another time, and then makes the kernel
 //! send keepalive probes. The server needs no program of ka: its kernel answers. Three modules are pure and are tested
-//! on simulated paths: `ladder` decides which idle times to try, `trial` when to probe a connection, and `verdict` has
-//! the conclusions.
+//! on simulated paths: `ladder` chooses the idle times, `trial` times the probes of a connection, and `verdict` has the
+//! conclusions.
 //!
 //! A NAT with loose pick-up forgets a connection, but accepts the probe from the inside as a new one. Only a probe from
 //! the server finds it. For this, [`serve`] runs at the other end, and both ends speak `protocol`.

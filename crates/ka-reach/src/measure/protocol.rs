@@ -1,14 +1,14 @@
 //! The protocol between `ka measure --from-server` and `ka measure --serve`.
 //!
 //! The messages are lines of text, at most [`LONGEST`] bytes long. The first line of a connection begins with the magic
-//! word and the version. All other connections are left alone.
+//! word and the version. The server only keeps all other connections.
 //!
 //! | sender | line | meaning |
 //! |---|---|---|
 //! | client | `ka-measure 1 control` | this connection is the control connection of a measurement |
 //! | server | `ka-measure 1 session KEY` | answer: trials of this measurement name KEY |
 //! | client | `ka-measure 1 trial KEY ID IDLE_MS` | first line of another connection: after this idle time, probe it |
-//! | server | `result ID RESULT IDLE_MS AFTER_MS` | on the control connection: the trial has ended. `-` is no time |
+//! | server | `result ID RESULT IDLE_MS AFTER_MS` | on the control connection: the trial has ended. `-` means no time |
 //! | both | `tick` | on the control connection, each second: it must not become idle itself |
 //! | server | `ka-measure 1 error TEXT` | the first line has another version, or is not one of these |
 
@@ -91,7 +91,7 @@ pub(super) fn result_line(id: u64, sample: &Sample) -> String {
     format!("result {id} {} {} {after}\n", sample.result.name(), sample.idle.as_millis())
 }
 
-/// Parses a line that reports a trial: its number, result, idle time and the time of the answer.
+/// Parses a line that reports a trial: its number, its result, its idle time, and the time until the answer.
 pub(super) fn parse_result(line: &str) -> Option<(u64, TrialResult, Duration, Option<Duration>)> {
     let words: Vec<_> = line.split(' ').collect();
     let ["result", id, result, idle, after] = words[..] else { return None };

@@ -36,9 +36,9 @@ const OWN_DESCRIPTORS: usize = 16;
 /// The maximum number of connections that the server accepts in one round. A client that connects again and again must
 /// not keep the server from all other work.
 const MOST_ACCEPTED: usize = 64;
-/// The keepalive policy of a new connection: idle, intvl and cnt. A client may vanish without a FIN. The idle time is the
-/// longest that the kernel accepts, and exceeds the longest idle time that `ka measure` tries (9 h). An earlier probe of
-/// the server would end the idle time of a trial.
+/// The keepalive policy of a new connection: idle, intvl and cnt. A client may vanish without a FIN. The idle time is
+/// the longest that the kernel accepts, and exceeds the longest idle time that `ka measure` tries (9 h). An earlier
+/// probe of the server would end the idle time of a trial.
 const VANISHED: [i32; 3] = [*Timer::Idle.range().end(), 10, 6];
 /// The time between two messages on a control connection, and the longest silence of a client on it.
 const BEAT: Duration = Duration::from_secs(1);
@@ -230,8 +230,8 @@ impl Guest {
         if let Role::Control { key, .. } = self.role { Some(key) } else { None }
     }
 
-    /// Reads, sends messages that are due, and steps the trial. Adds the lines for each measurement to `reports`. Returns
-    /// whether the connection stays.
+    /// Reads, sends messages that are due, and steps the trial. Adds the lines for each measurement to `reports`.
+    /// Returns whether the connection stays.
     fn step(
         &mut self,
         now: Duration,

@@ -1,4 +1,4 @@
-//! A measurement: opens connections to the server as the ladder demands, and runs their trials.
+//! Runs a measurement: opens the connections that the ladder needs, and runs their trials.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream, ToSocketAddrs as _};
@@ -16,31 +16,31 @@ use crate::error::{Error, Result};
 use crate::reason::reason;
 use crate::sys;
 
-/// What to measure, and how.
+/// The parameters of a measurement.
 #[derive(Clone, Debug)]
 pub struct MeasureRequest {
     /// The addresses of the server, best first.
     pub addresses: Vec<SocketAddr>,
     /// The idle times.
     pub range: IdleTimes,
-    /// How many connections may be open at a time.
+    /// The maximum number of connections at a time.
     pub connections: usize,
-    /// What to send on each connection before it becomes idle.
+    /// The text to send on each connection before it becomes idle.
     pub text: Vec<u8>,
     /// The local address to connect from.
     pub bind: Option<IpAddr>,
-    /// Whether the server sends the probes. It must be `ka measure --serve`.
+    /// True if the server sends the probes. The server must be `ka measure --serve`.
     pub from_server: bool,
 }
 
-/// What happens during a measurement.
+/// An event of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub enum Notice<'a> {
     /// The server at this address accepts connections.
     Connected(SocketAddr),
     /// A trial has ended.
     Trial(&'a Sample),
-    /// The server accepts only this many connections at a time, for this reason.
+    /// The server accepts fewer connections at a time than requested: their number, and the reason.
     Fewer(usize, &'a str),
     /// The measurement goes on.
     Progress {
@@ -64,18 +64,19 @@ pub struct Measurement {
     pub measured: Measured,
     /// The trials, in the order of their ends.
     pub samples: Vec<Sample>,
-    /// How many connections at a time the server accepted, and why not more. `None` if it accepted all.
+    /// The number of connections at a time that the server accepted, and the reason why it accepted no more. `None` if
+    /// it accepted all.
     pub fewer: Option<(usize, String)>,
-    /// How long the measurement took.
+    /// The duration of the measurement.
     pub took: Duration,
 }
 
-/// How long a connection may take to be established. Linux sends SYN eight times in this time (and five times before
-/// 6.5), so a path that loses 30 % of the packets in each direction rarely exceeds it.
+/// The time in which a connection must be established. Linux sends SYN eight times in it, and Linux before 6.5 five
+/// times. So a path that loses 30 % of the packets in each direction rarely exceeds it.
 const CONNECT: Duration = Duration::from_secs(20);
-/// How long a server may take to answer on the control connection.
+/// The time in which the server must answer on the control connection.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long after a refused connection the next is tried, and how often.
+/// The pause after a refused connection, and the maximum number of refusals in a row.
 const RETRY: Duration = Duration::from_secs(1);
 const RETRIES: u32 = 3;
 /// If a server ends a connection this soon, while others live, it limits the number of connections.
@@ -83,10 +84,10 @@ const TURNED_AWAY: Duration = Duration::from_secs(2);
 /// The time between two messages on the control connection, and the longest silence of the server on it.
 const BEAT: Duration = Duration::from_secs(1);
 const LOST: Duration = Duration::from_secs(30);
-/// How long after the idle time of a trial the server may report its end. Packets on the path may restart the idle
-/// time.
+/// The time in which the server must report the end of a trial, besides three times its idle time. Packets on the path
+/// may restart the idle time.
 const REPORT: Duration = Duration::from_secs(90);
-/// How often to report the progress.
+/// The time between two reports of the progress.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Resolves a host name or an address, once.
@@ -236,7 +237,7 @@ fn is_connected(stream: &TcpStream) -> io::Result<bool> {
 #[derive(Debug)]
 struct RunningTrial {
     rung: Duration,
-    /// When the connection was begun, and then when it was established.
+    /// The time at which ka began to connect. Later, the time at which the connection was established.
     began: Duration,
     socket: TrialSocket,
 }
@@ -262,11 +263,14 @@ impl AsFd for TrialSocket {
     }
 }
 
-/// What became of a trial in one step.
+/// The state of a trial after one step.
 enum TrialProgress {
-    Goes,
+    /// It continues.
+    Running,
     Ended(Sample),
+    /// The server did not accept the connection, for this reason.
     Refused(String),
+    /// The connection was not established in time.
     Unanswered,
 }
 
@@ -279,11 +283,11 @@ struct Session<'a> {
     running: Vec<RunningTrial>,
     control: Option<ControlConnection>,
     samples: Vec<Sample>,
-    /// The reason why the server accepts fewer connections, and whether it has been reported.
+    /// The reason why the server accepts fewer connections. True if `notify` has been called with it.
     fewer: Option<(String, bool)>,
-    /// How many connections in a row were refused while no other was open.
+    /// The number of connections in a row that were refused while no other was open.
     refusals: u32,
-    /// How many connections in a row were not answered.
+    /// The number of connections in a row that were not established in time.
     unanswered: u32,
     /// The time before which no connection is opened.
     pause_until: Duration,
@@ -333,7 +337,7 @@ impl Session<'_> {
         }
     }
 
-    /// Opens the connections that the ladder demands.
+    /// Opens the connections that the ladder needs.
     fn open(&mut self) {
         while self.running.len() < self.limit && self.now() >= self.pause_until {
             let Some(rung) = self.ladder.take() else { return };
@@ -368,7 +372,7 @@ impl Session<'_> {
         Ok(TrialSocket::Remote { stream, id })
     }
 
-    /// Remembers that the server did not accept a connection, and limits their number.
+    /// Records that the server did not accept a connection, and limits the number of connections.
     fn refuse(&mut self, rung: Duration, why: String) {
         self.ladder.put_back(rung);
         let others = self.running.len();
@@ -386,7 +390,7 @@ impl Session<'_> {
         let mut ended = Vec::new();
         for mut running in std::mem::take(&mut self.running) {
             match self.step_one(&mut running)? {
-                TrialProgress::Goes => self.running.push(running),
+                TrialProgress::Running => self.running.push(running),
                 TrialProgress::Ended(sample) => ended.push((sample, running)),
                 TrialProgress::Refused(why) => self.refuse(running.rung, why),
                 TrialProgress::Unanswered => self.ladder.put_back(running.rung),
@@ -398,7 +402,7 @@ impl Session<'_> {
             let is_early = sample.after.is_none()
                 && matches!(sample.result, TrialResult::Closed | TrialResult::Reset)
                 && age < TURNED_AWAY.min(self.request.range.from / 2);
-            // If all connections end soon, this is how the server treats each of them.
+            // If the last connection ends early too, the server ends all of them, and does not limit their number.
             if is_early && (!self.running.is_empty() || self.limit > 1) {
                 self.refuse(running.rung, end_name(sample.result).to_owned());
                 continue;
@@ -442,9 +446,9 @@ impl Session<'_> {
                         other => other?,
                     };
                     running.began = now;
-                    Ok(TrialProgress::Goes)
+                    Ok(TrialProgress::Running)
                 }
-                Ok(false) if now.saturating_sub(running.began) < CONNECT => Ok(TrialProgress::Goes),
+                Ok(false) if now.saturating_sub(running.began) < CONNECT => Ok(TrialProgress::Running),
                 // On a path that loses packets, this happens without a limit of the server.
                 Ok(false) if self.unanswered < RETRIES => {
                     self.unanswered += 1;
@@ -454,21 +458,21 @@ impl Session<'_> {
                 Err(error) => Ok(TrialProgress::Refused(reason(&error))),
             },
             TrialSocket::Local(connection) => {
-                Ok(connection.step(now)?.map_or(TrialProgress::Goes, TrialProgress::Ended))
+                Ok(connection.step(now)?.map_or(TrialProgress::Running, TrialProgress::Ended))
             }
             TrialSocket::Remote { stream, id } => {
                 let result = self.control.as_mut().and_then(|control| control.take(*id));
                 if let Some((result, idle, after)) = result {
                     return Ok(TrialProgress::Ended(Sample { rung: running.rung, idle, result, after }));
                 }
-                // The server reports how the trial ends, unless it does not accept the connection.
+                // The server reports the result, unless it does not accept the connection.
                 if now.saturating_sub(running.began) < TURNED_AWAY && discard(stream).is_some() {
                     return Ok(TrialProgress::Refused(end_name(TrialResult::Closed).to_owned()));
                 }
                 if now.saturating_sub(running.began) > running.rung.saturating_mul(3) + REPORT {
                     return Ok(TrialProgress::Refused("it did not report the end of a trial".to_owned()));
                 }
-                Ok(TrialProgress::Goes)
+                Ok(TrialProgress::Running)
             }
         }
     }
@@ -479,7 +483,7 @@ impl Session<'_> {
         self.control.as_mut().is_none_or(|control| control.step(now))
     }
 
-    /// Returns how long the loop may wait.
+    /// Returns the longest wait of the loop.
     fn rest(&self, now: Duration) -> Duration {
         let most = if self.control.is_some() { BEAT / 2 } else { PROGRESS };
         let pause = self.pause_until.saturating_sub(now);
@@ -496,7 +500,7 @@ impl Session<'_> {
         if pause.is_zero() { rest } else { rest.min(pause) }
     }
 
-    /// Estimates when the running trials end.
+    /// Estimates the time until the running trials have ended.
     fn rest_of_round(&self, now: Duration) -> Duration {
         let awaited = self.running.iter().filter(|running| self.ladder.awaits(running.rung));
         let left = awaited.map(|running| {
@@ -525,7 +529,7 @@ impl Session<'_> {
     }
 }
 
-/// Returns what the server did to a connection.
+/// Describes the end of a connection that the server ended early.
 const fn end_name(result: TrialResult) -> &'static str {
     match result {
         TrialResult::Closed => "it closed others at once",
@@ -538,7 +542,7 @@ struct ControlConnection {
     stream: TcpStream,
     lines: LineBuffer,
     key: u64,
-    /// The reports that have just arrived: number, result, idle time and time of the answer.
+    /// The reports that have just arrived: number, result, idle time, and time until the answer.
     reports: Vec<(u64, TrialResult, Duration, Option<Duration>)>,
     sent: Duration,
     heard: Duration,
@@ -580,7 +584,7 @@ impl ControlConnection {
         Err(not_server(None))
     }
 
-    /// Reads some of what has arrived: a server that sends without end must not stop the measurement. Returns whether
+    /// Reads at most one buffer, because a server that sends without end must not stop the measurement. Returns whether
     /// the connection is still open.
     fn read(&mut self) -> bool {
         let mut buffer = [0; 4096];
@@ -594,7 +598,7 @@ impl ControlConnection {
         }
     }
 
-    /// Sends a message if it is time, and reads the messages of the server. Returns whether the server answers.
+    /// Sends a message if one is due, and reads the messages of the server. Returns whether the server still answers.
     fn step(&mut self, now: Duration) -> bool {
         if now >= self.sent + BEAT {
             self.sent = now;

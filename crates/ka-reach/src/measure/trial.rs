@@ -1,7 +1,7 @@
-//! One trial: a connection stays idle for a time, and is then probed. This module decides what to do when; it makes no
-//! system calls.
+//! One trial: a connection stays idle for a time, and is then probed. This module times the probes, and makes no system
+//! calls.
 //!
-//! The moment at which the first probe really left counts, not the moment at which it was due. If the first probe is
+//! The idle time ends at the moment when the first probe really left, not when it was due. If the first probe is
 //! lost and a later one is answered, the connection has survived at least the idle time before the first one.
 
 use std::time::Duration;
@@ -44,7 +44,7 @@ pub struct Sample {
     pub rung: Duration,
     /// The idle time before the first probe, or before the connection ended without a probe.
     pub idle: Duration,
-    /// How the trial ended.
+    /// The result.
     pub result: TrialResult,
     /// The time from the first probe to the answer or to the reset. `None` if there was no probe, or no answer.
     pub after: Option<Duration>,
@@ -73,12 +73,11 @@ pub const PROBES: u32 = 11;
 /// The shortest idle time. The kernel sends no keepalive probe on a connection that has been idle for less than 1 s.
 pub const LEAST_IDLE: Duration = Duration::from_millis(1050);
 
-/// The number of times that the peer may end the idleness of a connection by a packet, after an idle time of
-/// [`LEAST_IDLE`] or more each.
+/// The number of packets of the peer that end a trial, if each has ended an idle time of [`LEAST_IDLE`] or more.
 const BREAKS: u32 = 3;
 
-/// How long the peer may send packets without an idle time of [`LEAST_IDLE`] between them. The answer to a request may
-/// take a while.
+/// The time for which the peer may send packets without an idle time of [`LEAST_IDLE`] between them. The answer to a
+/// request may take a while.
 const TALK: Duration = Duration::from_secs(30);
 
 /// A connection that is idle or being probed.
@@ -86,10 +85,11 @@ const TALK: Duration = Duration::from_secs(30);
 pub struct IdleTrial {
     rung: Duration,
     round_trip: Duration,
-    /// When the last packet was sent or received.
+    /// The time of the last packet, sent or received.
     quiet_since: Duration,
-    /// How often a packet has ended an idle time of [`LEAST_IDLE`] or more, and when the last one did.
+    /// The number of packets that have ended an idle time of [`LEAST_IDLE`] or more.
     breaks: u32,
+    /// The time of the last such packet.
     talks_since: Duration,
     /// The longest idle time that a packet has ended.
     longest: Duration,
@@ -98,7 +98,7 @@ pub struct IdleTrial {
     probes: u32,
 }
 
-/// What to do next in a trial.
+/// The next step of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrialStep {
     /// Wait until this time.
@@ -131,12 +131,12 @@ impl IdleTrial {
         self.first_probe.is_some()
     }
 
-    /// Returns how long the connection was idle, until the first probe or until now.
+    /// Returns the idle time, until the first probe or until now.
     pub fn idle(&self, now: Duration) -> Duration {
         self.first_probe.unwrap_or(now).saturating_sub(self.quiet_since)
     }
 
-    /// Records that a packet was seen which is neither a probe nor its answer. The idle time starts again.
+    /// Records a packet that is neither a probe of this end nor its answer. The idle time starts again.
     pub fn packet_seen(&mut self, now: Duration) {
         if self.is_probed() {
             return;
@@ -157,7 +157,7 @@ impl IdleTrial {
         self.probes = self.probes.saturating_add(1);
     }
 
-    /// Returns when the next event is due.
+    /// Returns the next step.
     pub fn next(&self, now: Duration) -> TrialStep {
         let talk = self.quiet_since.saturating_sub(self.talks_since);
         if self.breaks >= BREAKS || !self.is_probed() && talk >= TALK {
@@ -189,8 +189,8 @@ impl IdleTrial {
         Sample { rung: self.rung, idle: self.idle(now), result, after }
     }
 
-    /// Returns how long to wait for the answer to the last probe: two round trips, or four after the last probe. A
-    /// radio link may need seconds to wake up, so the probes together wait for more than 5 s.
+    /// Returns the time to wait for the answer to the latest probe: two round trips, or four for the last of all
+    /// probes. A radio link may need seconds to wake up, so the probes together wait for more than 5 s.
     fn patience(&self) -> Duration {
         let (trips, least) = if self.probes < PROBES { (2, 500) } else { (4, 1000) };
         let least = Duration::from_millis(least);

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::trial::TrialResult;
 
-/// What the trials show.
+/// The conclusion from the trials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conclusion {
-    /// Each idle time was survived.
+    /// The connections survived all idle times.
     Keeps,
     /// The path forgets a connection after an idle time, and is silent or resets it.
     Forgets(TrialResult),
@@ -17,12 +17,12 @@ pub enum Conclusion {
     Unclear(Doubt),
 }
 
-/// Why a measurement is unclear.
+/// The reason why a measurement is unclear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// A signal ended the measurement.
     Interrupted,
-    /// Longer idle times survived, and shorter ones did not, also when they were repeated.
+    /// Connections survived longer idle times, and not shorter ones, also when ka repeated these.
     Contradiction,
     /// The peer sends packets by itself, so the connections are not idle.
     PeerTalks,
@@ -45,13 +45,13 @@ impl Conclusion {
 /// The numbers of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Measured {
-    /// The longest idle time that was survived.
+    /// The longest idle time that a connection survived.
     pub survives: Option<Duration>,
-    /// The shortest idle time that was not survived.
+    /// The shortest idle time that a connection did not survive.
     pub fails: Option<Duration>,
-    /// How the shortest failure failed: silent or reset.
+    /// The result at this idle time: silent or reset.
     pub failure: Option<TrialResult>,
-    /// Whether that was a reset without a probe.
+    /// True if this was a reset without a probe.
     pub is_unasked: bool,
     /// The idle time after which the server closed connections.
     pub server_closed: Option<Duration>,

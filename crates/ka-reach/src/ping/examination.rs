@@ -33,7 +33,7 @@ pub(super) struct Facts {
     /// The user who created the socket.
     pub(super) user: u32,
     pub(super) is_mptcp: bool,
-    /// True if ka has to end silent connections, but may not end this one. The worker sends the reason.
+    /// True if ka must end silent connections, but may not end this one. The worker sends the reason as text.
     pub(super) has_no_right: bool,
     status: Status,
 }

@@ -26,29 +26,29 @@ use crate::worker::{self, Completion, JobResult, Workers};
 use examination::Examination;
 use prober::Target;
 
-/// How ka asks the peers.
+/// The parameters of the probes.
 #[derive(Clone, Copy, Debug)]
 pub struct Questions {
     /// The time in which a peer must answer.
     pub timeout: Duration,
     /// The number of probes, spread evenly over this time.
     pub count: u32,
-    /// Whether ka ends the connections whose peer is silent.
+    /// The treatment of silent connections.
     pub destroy: Destroy,
 }
 
-/// Whether ka ends connections.
+/// The treatment of silent connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destroy {
-    /// No.
+    /// ka does not end them.
     Never,
-    /// No, but the results name those that it would end.
+    /// ka ends none, and the results name those that it would end.
     DryRun,
-    /// Yes.
+    /// ka ends them.
     Silent,
 }
 
-/// Whether a connection is alive.
+/// The state of a connection: alive, silent, dead or unknown.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Life {
     /// The peer answered.
@@ -61,18 +61,18 @@ pub enum Life {
     Silent {
         /// True if data is in flight. The kernel then retransmits data instead of sending probes.
         in_flight: bool,
-        /// Whether ka ended the connection. `None` if it had not to.
+        /// The outcome of `--destroy` for this connection. `None` without `--destroy`.
         destroyed: Option<Destroyed>,
     },
     /// The connection has ended, with this errno. `None` if the program has already read the error.
     Dead(Option<i32>),
-    /// ka could not find out.
+    /// ka does not know, for this reason.
     Skipped(Error),
-    /// The process has closed the socket, or the socket is no connection.
+    /// The process has closed the socket, or the socket is not connected.
     Gone,
 }
 
-/// Whether ka ended a silent connection.
+/// The outcome of `--destroy` for a silent connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Destroyed {
     /// ka ended it.
@@ -83,7 +83,7 @@ pub enum Destroyed {
     Not(Error),
 }
 
-/// A connection, and whether it is alive.
+/// A connection and its state.
 #[derive(Debug)]
 pub struct PingedConnection {
     /// The process in which ka found the socket.
@@ -115,7 +115,7 @@ pub struct Progress {
 
 /// A run over the connections of processes, and its results.
 pub struct Ping<'a> {
-    /// How ka asks.
+    /// The parameters of the probes.
     pub questions: Questions,
     /// The processes.
     pub processes: Processes,
@@ -164,11 +164,12 @@ impl Ping<'_> {
         }
     }
 
-    /// Asks the peers of all connections that the processes have now. Calls `progress` several times a second.
+    /// Probes all connections that the processes have now. Calls `progress` several times a second.
     ///
     /// # Errors
     ///
-    /// ka may not end connections, or this kernel does not support it. Then no connection was probed.
+    /// Only with [`Destroy::DryRun`] and [`Destroy::Silent`]: ka may not end connections, or this kernel cannot end
+    /// them. Then ka has probed no connection.
     pub fn run(&mut self, mut progress: impl FnMut(Progress)) -> Result<()> {
         if self.questions.destroy != Destroy::Never {
             diag::check_destroy()?;
@@ -263,7 +264,7 @@ impl Ping<'_> {
         holders.len() == 1
     }
 
-    /// Finds the connections among the sockets, and asks their peers.
+    /// Finds the connections among the sockets, and probes them.
     fn judge(
         &mut self,
         sockets: &[HeldSocket],
@@ -343,7 +344,7 @@ impl Ping<'_> {
         }
     }
 
-    /// Asks the peers of these connections, in a worker. `later` is the number of connections that follow.
+    /// Probes these connections, in a worker. `later` is the number of connections that follow.
     fn ask(
         &mut self,
         targets: &[Target<'_>],

@@ -1,6 +1,6 @@
 //! The worker that probes many connections at the same time.
 //!
-//! A thread, the stepper, goes round and round through the probes ([`ka_core::Probe`]). While a probe leaves, the
+//! A thread, the stepper, steps all probes in turn, again and again ([`ka_core::Probe`]). While a probe leaves, the
 //! settings of its socket are changed, for a few milliseconds. The stepper puts them back, unless it blocks at another
 //! socket whose lock a program holds. So the main thread, which makes no call on a socket, watches the stepper. If the
 //! stepper blocks, another one takes over all other connections. The first one ends when its call returns.
@@ -118,7 +118,7 @@ fn open(target: &Target<'_>, classes: Option<&mut Classes>) -> std::result::Resu
 fn write(out: &mut PipeWriter<'_>, place: usize, life: &Life) {
     if let Ok(mut line) = serde_json::to_vec(&(place, life)) {
         line.push(b'\n');
-        let _ = out.write_all(&line); // If the parent has ended, nobody needs the result.
+        let _ = out.write_all(&line); // If the parent has ended, the result is not needed.
     }
 }
 
@@ -170,9 +170,9 @@ impl<'a> Probed<'a> {
 #[derive(Default)]
 struct Stepper {
     thread: AtomicI32,
-    /// The index of the connection whose socket it calls, plus one. 0 if it calls none.
+    /// The index plus one of the connection whose socket the thread uses in a system call. 0 if it makes no such call.
     at: AtomicUsize,
-    /// The number of connections that it has looked at. It may wrap.
+    /// The number of connections that the thread has looked at. It may wrap.
     looks: AtomicU32,
     /// True if another stepper has taken over.
     is_relieved: AtomicBool,
@@ -191,7 +191,7 @@ impl Prober<'_> {
         let mut last = (0, 0);
         let mut failures = 0;
         let (mut idle, mut ticks) = (0, 0_u32);
-        // The connections at which a stepper has blocked, and since which tick.
+        // The connections at which a stepper has blocked, and the tick at which another stepper took over.
         let mut blocked: Vec<(usize, u32)> = Vec::new();
         let mut of_user: HashMap<u32, u32> = HashMap::new();
         loop {
@@ -218,7 +218,7 @@ impl Prober<'_> {
                 Ok(stepper) => stepper,
                 Err(_) if failures >= GIVE_UP_TICKS => break,
                 Err(_) => {
-                    // Without a stepper, nobody puts settings back. So try again.
+                    // Only a stepper puts settings back. So try again to start one.
                     failures += 1;
                     stepper = self.start(scope);
                     continue;
@@ -444,7 +444,7 @@ impl<'a> Asking<'a> {
         if !is_untriggered {
             self.since = self.since.or(Some(now));
         } else if now.saturating_sub(self.first) >= timeout {
-            // Another process of ka probes the connection all the time, or has left its mark.
+            // Another process of ka keeps probing the connection, or was killed and has left its settings.
             self.since = self.since.or(Some(self.first));
         }
         let is_last = self.begun == count || is_untriggered;
@@ -455,7 +455,7 @@ impl<'a> Asking<'a> {
         } else if is_untriggered {
             Duration::from_millis(1)
         } else {
-            // At first often, for a short round trip, then more rarely.
+            // First look often, because the round trip may be short. Then look less often.
             let waited = now.saturating_sub(self.sent.unwrap_or(self.first)) / 8;
             let next = self.time_of_probe(self.begun).map_or(Duration::MAX, |next| next.saturating_sub(now));
             waited.min(Duration::from_millis(50)).min(next).max(Duration::from_micros(250))

@@ -21,7 +21,7 @@ pub(crate) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: c_int) -> io::Re
     set(libc::SO_RCVBUFFORCE).or_else(|_| set(libc::SO_RCVBUF)).map(drop)
 }
 
-/// Returns how many messages the kernel has dropped because the receive buffer was full. `SO_MEMINFO`
+/// Returns the number of messages that the kernel has dropped because the receive buffer was full. `SO_MEMINFO`
 pub(crate) fn dropped_messages(socket: BorrowedFd<'_>) -> io::Result<u32> {
     /// `SO_MEMINFO` of <asm-generic/socket.h>. `SK_MEMINFO_DROPS` is the last of its words.
     const SO_MEMINFO: c_int = 55;

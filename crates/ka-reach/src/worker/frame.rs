@@ -74,7 +74,7 @@ pub struct PipeWriter<'a> {
 impl PipeWriter<'_> {
     /// Tells the parent that the output is complete, before the worker exits.
     pub(crate) fn finish(&mut self) {
-        let _ = write_frame(self.pipe, FINISHED, &[]); // Without a reader, nobody waits for it.
+        let _ = write_frame(self.pipe, FINISHED, &[]); // If the parent has ended, the message is not needed.
     }
 }
 
