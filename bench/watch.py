@@ -13,7 +13,7 @@ import sys
 import time
 
 SOCKETS = 50_000
-# The reports of so many ends must come within a second.
+# The number of connections that are reset at once. ka must report them within a second.
 DEATHS = 5_000
 IDLE_SECONDS = 60
 # Most machines limit the descriptors of a process.
@@ -21,7 +21,7 @@ PROCESSES = 5
 
 
 def hold(count, port):
-    """Holds `count` connections to itself. Resets as many as each line of the input says."""
+    """Holds `count` connections to itself. Each line of the input is a number of connections to reset."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     listener = socket.create_server(("127.0.0.1", port), backlog=4096)

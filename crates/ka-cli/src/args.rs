@@ -598,8 +598,8 @@ no terminal, or ka could not show the view.
 Environment: If NO_COLOR is set and not empty, the view has no colours. If the locale (LC_ALL, LC_CTYPE, LANG) does \
 not use UTF-8, the view is in ASCII.
 
-The view needs 60 columns and 8 lines. If ka lacks rights, the view shows what it can, and says what is missing. Run \
-ka as root to see all.
+The view needs 60 columns and 8 lines. If ka lacks rights, a message in the view names the rights that it needs. Run ka \
+as root to see everything.
 
 To keep the other commands small, a program of its own draws the view: ka-top, which is installed with \
 libka_preload.so. If it is missing, ka top says where it looked.")]
@@ -620,7 +620,7 @@ pub(crate) struct TopArgs {
     pub(crate) interval: u32,
 }
 
-/// Report each connection that ends abnormally, whose it was, and why
+/// Report each connection that ends abnormally, with its process and the cause
 ///
 /// ka prints a line with a sentence when a connection is lost: because the peer no longer answered, because a reset
 /// arrived, or because a program on this machine destroyed it. If a program closes its connection or exits, or if
@@ -647,7 +647,7 @@ Status: 0 after SIGINT or SIGTERM, when the reader of the output has ended, and 
 ended. 2 if ka cannot watch, or can no longer serve the metrics.
 
 JSON keys: One line per abnormal end, each with an object.
-  time: string. When the connection ended, in UTC (RFC 3339). With --source diag and poll: when ka noticed it.
+  time: string. The time of the end in UTC (RFC 3339). With --source diag and poll: the time at which ka noticed it.
   event: string. One of died.
   cause: string. One of keepalive, user-timeout, retransmission, reset, unreachable, destroyed.
   pid: integer. The process with the lowest PID that had the socket. null: ka could not learn it before the process \
@@ -655,24 +655,27 @@ JSON keys: One line per abnormal end, each with an object.
   comm: string. The name of that process. null: as for pid.
   local: string. Local address and port.
   peer: string. Address and port of the peer.
-  keepalive: boolean. Whether keepalive was on. null: unknown.
+  keepalive: boolean. True if keepalive was on. null: unknown.
   idle: integer, seconds. TCP_KEEPIDLE. null: unknown.
   intvl: integer, seconds. TCP_KEEPINTVL. null: unknown.
   cnt: integer, probes. TCP_KEEPCNT. null: unknown.
-  unanswered_probes: integer, probes. How many probes in a row had no answer. null: unknown.
+  unanswered_probes: integer, probes. The number of probes in a row without an answer. null: unknown.
   silent_ms: integer, milliseconds. Time from the last packet of the peer to the end. A reset is not such a packet. \
-  With --source diag and poll: to the time when ka noticed the end. null: unknown.
+  With --source diag and poll: to the time at which ka noticed the end. null: unknown.
 
 JSON keys: If ka could not report some ends: one line with an object, at most once a second. ka prints the reason on \
 standard error.
-  time: string. When ka noticed it, in UTC (RFC 3339).
+  time: string. The time at which ka noticed it, in UTC (RFC 3339).
   event: string. One of missed.
-  count: integer, connections. How many ends ka could not report, at most.
+  count: integer, connections. The largest possible number of ends that ka could not report.
 
 ka learns which process has a connection before the connection ends. It lists the connections once a second, or more \
 rarely if a list takes long, so that it needs less than 1 % of a core. If a connection ends before that, ka searches for \
 the process at once, and finds it unless the process has already closed the socket. With --pid, ka does not report a \
 connection whose process it could not find. Each subflow of a Multipath TCP connection counts as a connection.
+
+With --netns all, --source ebpf reports ends in a new network namespace from its beginning. It may not know their \
+process until ka lists the namespace, up to 30 s later. The other sources watch a new namespace only from then on.
 
 --source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other \
 sources need no capability. To know the processes of other users, ka needs \
@@ -684,7 +687,7 @@ list.
 With --metrics, ka serves metrics at http://ADDR:PORT/metrics, in the format OpenMetrics 1.0 if the client asks for it, \
 and otherwise in the format of Prometheus, 0.0.4. ka_connections counts open connections, by keepalive: on, off, unknown. \
 ka_connections_at_risk counts them by the risks of ka ls: off, slow, suspended, user-timeout, unanswered. ka_deaths_total \
-counts the abnormal ends by their causes, since ka watches. ka_missed_deaths_total counts the ends that ka could not \
+counts the abnormal ends since the start of ka, by their causes. ka_missed_deaths_total counts the ends that ka could not \
 report, by the reason: dropped, unclear. ka_keepalive_probes_total counts the keepalive probes that the kernel has sent in \
 the watched network namespaces, of all connections. ka_last_list_timestamp_seconds, ka_last_list_duration_seconds and \
 ka_incomplete_lists_total are about the lists of connections, ka_build_info and ka_watch_info about ka. --pid and --port \
@@ -693,8 +696,8 @@ rarely if there are more than 1000. It knows the risks slow, user-timeout and un
 inspect. A program of its own, ka-metrics, answers the requests, without privileges and without encryption. It serves 64 \
 clients at a time. PORT 0 means a free port; ka prints the address on standard error.
 
-If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka tells when it watches, and sends \
-watchdog messages.")]
+If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka sends a message when it has started \
+to watch, and watchdog messages afterwards.")]
 pub(crate) struct WatchArgs {
     /// Report only connections of this process, by PID. Repeatable
     #[arg(long, value_parser = pid)]
@@ -703,7 +706,7 @@ pub(crate) struct WatchArgs {
     #[arg(long, value_parser = port)]
     pub(crate) port: Option<u16>,
     /// Watch this network namespace: an ip-netns(8) name, a path, or a PID. all: all that contain processes, also those
-    /// that are created later. Other namespaces need CAP_SYS_ADMIN
+    /// that are created later. ka looks for new ones every 30 s. Other namespaces need CAP_SYS_ADMIN
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<OsString>,
     /// Choose how ka learns of the ends. Default: the first of these that ka may use

@@ -2,7 +2,7 @@
 //!
 //! The program ka-top draws the view, because code for terminals would make the start of each `ka run` slower
 //! (docs/performance.md). `ka` checks the arguments and becomes ka-top. ka-top reads the same arguments again, by
-//! [`run_view`]. This module also has what the view does to the selected socket.
+//! [`run_view`]. This module also probes the selected socket and applies the policy to it, for the view.
 
 use std::env;
 use std::ffi::OsString;
@@ -148,14 +148,14 @@ impl ViewRequest {
 
 /// The abnormal ends of connections, for the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeathNews {
+pub enum WatchMessage {
     /// A connection ended abnormally.
     Died(String),
-    /// What the view does not see.
+    /// The ends that the view misses.
     Limits(String),
 }
 
-impl DeathNews {
+impl WatchMessage {
     /// Writes a line.
     fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let (mark, text) = match self {
@@ -176,7 +176,7 @@ impl DeathNews {
 }
 
 impl ViewRequest {
-    /// Watches connections as `ka watch` does, and writes lines for [`DeathNews::read`]. Ends when `out` is closed at
+    /// Watches connections as `ka watch` does, and writes lines for [`WatchMessage::read`]. Ends when `out` is closed at
     /// its other end. This process must have one thread.
     ///
     /// # Errors
@@ -187,30 +187,30 @@ impl ViewRequest {
         let filter = WatchFilter { namespaces, pids: self.pids.clone(), port: self.port };
         let mut watch = match Watch::start(filter, None) {
             Ok(watch) => watch,
-            Err(error) => return DeathNews::Limits(error.to_string()).write(out),
+            Err(error) => return WatchMessage::Limits(error.to_string()).write(out),
         };
         if let Some(limits) = watch::limits(&watch) {
-            DeathNews::Limits(limits).write(out)?;
+            WatchMessage::Limits(limits).write(out)?;
         }
         let mut missed = 0;
         loop {
             let events = match watch.wait(&[out.as_fd()], Duration::from_secs(60)) {
                 Ok(events) => events,
-                Err(error) => return DeathNews::Limits(error.to_string()).write(out),
+                Err(error) => return WatchMessage::Limits(error.to_string()).write(out),
             };
             for event in events {
                 match event {
                     WatchEvent::Died(death) => {
                         let time = rfc3339(death.time);
                         let time = time.split_once('T').map_or(&*time, |(_, time)| time);
-                        DeathNews::Died(format!("{time} {}", watch::sentence(&death))).write(out)?;
+                        WatchMessage::Died(format!("{time} {}", watch::sentence(&death))).write(out)?;
                     }
                     WatchEvent::Missed(count) | WatchEvent::Unclear(count) => {
                         missed += count;
                         let ends = crate::plural::count(missed, "end");
-                        DeathNews::Limits(format!("{ends} not shown: ka watch says why")).write(out)?;
+                        WatchMessage::Limits(format!("{ends} not shown: ka watch says why")).write(out)?;
                     }
-                    WatchEvent::Incomplete(error) => DeathNews::Limits(error.to_string()).write(out)?,
+                    WatchEvent::Incomplete(error) => WatchMessage::Limits(error.to_string()).write(out)?,
                 }
             }
             // The view writes nothing, so the stream is readable when it is closed.

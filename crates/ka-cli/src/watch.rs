@@ -80,7 +80,7 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         others.extend(server.as_ref().map(|server| server.as_fd()));
         let longest = if has_ended { Duration::ZERO } else { report.longest_wait(&notify) };
         let events = watch.wait(&others, longest).map_err(|error| failure(&error))?;
-        // A closed output is no error: nobody reads the rest.
+        // If the reader of the output has ended, ka ends without an error.
         let is_ready =
             |fd: &OwnedFd| wait::poll(&[fd.as_fd()], Duration::ZERO).is_ok_and(|ready| ready == [true]);
         if pipe.as_ref().is_some_and(is_ready) {
@@ -115,7 +115,7 @@ fn namespaces(args: &args::WatchArgs, pids: &[i32]) -> ka_reach::Result<Namespac
     }
 }
 
-/// Returns what the source of the watch misses, and why there is no better one.
+/// Describes the ends that the source of the watch misses, with the reasons why ka cannot use a better source.
 pub(crate) fn limits(watch: &Watch) -> Option<String> {
     let misses = match watch.source() {
         WatchSource::Ebpf => return None,
@@ -143,12 +143,12 @@ fn output_pipe() -> Option<OwnedFd> {
     output.file_type().is_fifo().then(|| io::stdout().as_fd().try_clone_to_owned().ok())?
 }
 
-/// The numbers of ends that ka could not report.
+/// The numbers of ends that ka could not report, by the reason.
 #[derive(Clone, Copy, Default)]
 struct MissedEnds {
     /// The kernel dropped the reports.
     dropped: usize,
-    /// It is unknown which connections they were.
+    /// It is unknown which connections ended.
     unclear: usize,
 }
 
@@ -164,7 +164,7 @@ struct Output {
     /// The missed reports that are not printed yet.
     missed: MissedEnds,
     last_missed: Option<Instant>,
-    /// The last message about something that is unknown.
+    /// The last message about an incomplete list.
     last_incomplete: String,
 }
 
@@ -204,7 +204,7 @@ impl Output {
         self.print_missed(false)
     }
 
-    /// Prints how many connections were missed, unless the last such message was printed within the last second.
+    /// Prints the number of missed connections, at most once a second. `is_last` forces it.
     fn print_missed(&mut self, is_last: bool) -> io::Result<()> {
         let is_due = self.last_missed.is_none_or(|last| last.elapsed() >= MISSED_AFTER);
         if self.missed.count() == 0 || !(is_due || is_last) {

@@ -138,7 +138,7 @@ fn counter(name: &str) -> u32 {
 }
 
 /// Connections that have ended in different ways.
-struct Story {
+struct EndedConnections {
     /// The name of each abnormal end, the client's socket, and the error that the kernel must have set.
     clients: Vec<(&'static str, TcpStream, i32)>,
     /// The ports of clients that have ended normally.
@@ -163,7 +163,7 @@ const CASES: [&str; 9] = [
 ];
 
 /// Makes connections end in all ways. Returns when all have ended.
-fn tell(server: &Server) -> Story {
+fn end_in_all_ways(server: &Server) -> EndedConnections {
     std::fs::write("/proc/sys/net/ipv4/tcp_retries2", "3").unwrap();
     let mut servers = Vec::new();
     let mut clients = Vec::new();
@@ -264,10 +264,10 @@ fn tell(server: &Server) -> Story {
         let has_error = || ka_reach::socket(client).has_error();
         eventually_within(Duration::from_secs(40), &format!("{name}: an error on the socket"), has_error);
     }
-    Story { clients, normal, shut_down: port(&shut_down), servers: left, port: server.port() }
+    EndedConnections { clients, normal, shut_down: port(&shut_down), servers: left, port: server.port() }
 }
 
-impl Story {
+impl EndedConnections {
     /// Returns the causes in the events by the cases' names, and checks what all events have in common.
     fn causes(&self, events: &[Value]) -> BTreeMap<&'static str, String> {
         let mut causes = BTreeMap::new();
@@ -329,14 +329,14 @@ fn each_cause_is_told_apart_by_ebpf() {
     }
     let mut watching = Watching::json(&["--source", "ebpf"]);
     let (server, timeouts) = (Server::new(), counter("TcpExtTCPAbortOnTimeout"));
-    let story = tell(&server);
+    let ended = end_in_all_ways(&server);
     let timeouts = counter("TcpExtTCPAbortOnTimeout") - timeouts;
-    let mut events: Vec<_> = story.clients.iter().map(|_| watching.event()).collect();
+    let mut events: Vec<_> = ended.clients.iter().map(|_| watching.event()).collect();
     let (rest, err) = watching.end(libc::SIGTERM);
     events.extend(rest);
     assert_eq!(err, "");
-    assert_eq!(story.causes(&events), story.expected(&[]));
-    story.check_errors();
+    assert_eq!(ended.causes(&events), ended.expected(&[]));
+    ended.check_errors();
     let resets = ["reset", "destroyed"];
     let timed_out = events.iter().filter(|event| !resets.contains(&event["cause"].as_str().unwrap()));
     assert_eq!(timed_out.count(), usize::try_from(timeouts).unwrap(), "TCPAbortOnTimeout");
@@ -372,8 +372,8 @@ fn sockets_that_programs_keep_are_examined() {
 fn without_ebpf(source: &str) {
     let mut watching = Watching::json(&["--source", source]);
     let server = Server::new();
-    let story = tell(&server);
-    let mut expected = story.expected(&[("destroyed", "reset"), ("unreachable", "retransmission")]);
+    let ended = end_in_all_ways(&server);
+    let mut expected = ended.expected(&[("destroyed", "reset"), ("unreachable", "retransmission")]);
     // It ended before ka could learn its owner.
     expected.remove("reset");
     let mut causes = BTreeMap::new();
@@ -382,16 +382,16 @@ fn without_ebpf(source: &str) {
     while causes.len() < expected.len() && Instant::now() < end {
         let event = watching.event();
         // Only eBPF sees that the client had shut down its socket.
-        let is_shut_down = event["local"] == format!("127.0.0.1:{}", story.shut_down);
+        let is_shut_down = event["local"] == format!("127.0.0.1:{}", ended.shut_down);
         if event["pid"].is_number() && !is_shut_down {
             events.push(event);
         }
-        causes = story.causes(&events);
+        causes = ended.causes(&events);
         causes.remove("reset");
     }
     assert_eq!(causes, expected);
-    story.check_errors();
-    drop(story.servers);
+    ended.check_errors();
+    drop(ended.servers);
     let (_, err) = watching.end(libc::SIGINT);
     assert!(err.contains("takes unreachable for retransmission"), "{err}");
 }

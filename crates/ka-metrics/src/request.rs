@@ -13,7 +13,7 @@ pub(crate) enum HttpAnswer {
     /// The metrics.
     Metrics {
         format: Format,
-        /// Whether the request was HEAD, which wants no body.
+        /// True if the request was HEAD. Then the response has no body.
         is_head: bool,
     },
     /// The request is not HTTP/1.

@@ -1,4 +1,4 @@
-//! Answers clients, of which any may be slow, silent or hostile.
+//! Answers clients. Each of them may be slow, silent or hostile.
 //!
 //! One thread serves all clients by poll(2), and never waits for one of them. The limits:
 //!
@@ -39,7 +39,7 @@ struct HttpClient {
     stream: TcpStream,
     since: Instant,
     request: Vec<u8>,
-    /// The response, and how much of it is sent. `None` until the request is complete.
+    /// The response, and the number of its bytes that are sent. `None` until the request is complete.
     response: Option<(Vec<u8>, usize)>,
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn serve(listener: &TcpListener, updates: &OwnedFd) -> io::Result<()>
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
-            // Metrics that are on their way come first, so that a response is never older than it must be.
+            // ka may have sent more metrics. Read them before the next response.
             continue;
         }
         let mut is_ready = ready.clients.into_iter();
@@ -151,7 +151,7 @@ fn receive(updates: &OwnedFd, flags: RecvFlags) -> io::Result<Option<Metrics>> {
 }
 
 impl HttpClient {
-    /// Returns what the client has to wait for.
+    /// Returns the event of the connection to wait for.
     fn awaited(&self) -> PollFlags {
         match &self.response {
             Some((response, sent)) if *sent < response.len() => PollFlags::OUT,
@@ -159,8 +159,8 @@ impl HttpClient {
         }
     }
 
-    /// Reads or writes what is possible now. After an error, which may be that the client has closed the connection,
-    /// the connection is to be closed.
+    /// Reads and writes as much as possible without waiting. The end of the connection is an error. After an error, the
+    /// caller closes the connection.
     fn proceed(&mut self, metrics: &Metrics) -> io::Result<()> {
         if self.response.is_none() {
             self.read(metrics)?;
@@ -192,7 +192,8 @@ impl HttpClient {
     }
 }
 
-/// Returns how many bytes were read or written. `None` if the call would block. The end of the data is an error.
+/// Returns the number of bytes that were read or written. `None` if the call would block. The end of the data is an
+/// error.
 fn done(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),

@@ -67,7 +67,7 @@ fn registry(metrics: &Metrics) -> Registry {
     registry.register("build", "The version of ka", Info::new(version));
     registry.register(
         "watch",
-        "How ka learns that connections end: ebpf, diag or poll",
+        "The source from which ka learns that connections end: ebpf, diag or poll",
         Info::new(vec![("source", metrics.source.clone())]),
     );
     let counts = metrics.connections;
@@ -80,7 +80,7 @@ fn registry(metrics: &Metrics) -> Registry {
     );
     registry.register(
         "deaths",
-        "TCP connections that ended abnormally since ka watches, by cause",
+        "TCP connections that ended abnormally since the start of ka, by cause",
         counters("cause", Cause::ALL.map(Cause::name).into_iter().zip(metrics.deaths)),
     );
     registry.register(
@@ -96,18 +96,18 @@ fn registry(metrics: &Metrics) -> Registry {
     );
     registry.register(
         "incomplete_lists",
-        "How often the kernel did not list all connections of the watched network namespaces",
+        "Lists that lack some connections of the watched network namespaces",
         counter(metrics.incomplete),
     );
     if let Some(list) = metrics.last_list {
         registry.register(
             "last_list_timestamp_seconds",
-            "When ka listed the connections last, in seconds since 1970",
+            "The time of the last list of the connections, in seconds since 1970",
             ConstGauge::new(list.time_s),
         );
         registry.register(
             "last_list_duration_seconds",
-            "How long the last list of the connections took",
+            "The time that the last list of the connections took",
             ConstGauge::new(list.took_s),
         );
     }

@@ -1,4 +1,4 @@
-//! The view: what it shows, and how it reacts to keys, signals, and the processes that work for it.
+//! The state of the view, and its reactions to keys, signals, and the processes that work for it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ka_cli::table::{Layout, Paint};
-use ka_cli::top::{Application, DeathNews, SocketProbe, ViewRequest};
+use ka_cli::top::{Application, WatchMessage, SocketProbe, ViewRequest};
 use ka_reach::listing::Listing;
 use ka_reach::privilege;
 use ka_reach::reason::reason;
@@ -23,9 +23,9 @@ use crate::terminal::{ViewTerminal, is_utf8};
 const FIRST: Duration = Duration::from_secs(2);
 /// The longest wait. A change of the terminal's size does not end a wait.
 const TICK: Duration = Duration::from_millis(500);
-/// How long the result of an action is shown.
+/// The time for which the result of an action is shown.
 const RESULT: Duration = Duration::from_secs(10);
-/// If the terminal reports so many times that there is input, but has none, it is gone.
+/// If the terminal reports input this many times in a row but has none, the terminal is gone.
 const EMPTY_READS: u32 = 100;
 
 /// Shows the view until the user quits.
@@ -86,7 +86,7 @@ pub(crate) enum Dialog {
 pub(crate) struct Deaths {
     lines: VecDeque<String>,
     count: u64,
-    /// What the list misses.
+    /// The ends that the list misses.
     note: Option<String>,
 }
 
@@ -94,14 +94,14 @@ impl Deaths {
     /// The number of lines that are kept.
     const MOST: usize = 100;
 
-    fn add(&mut self, news: DeathNews) {
-        match news {
-            DeathNews::Died(line) => {
+    fn add(&mut self, message: WatchMessage) {
+        match message {
+            WatchMessage::Died(line) => {
                 self.count += 1;
                 self.lines.truncate(Self::MOST - 1);
                 self.lines.push_front(line);
             }
-            DeathNews::Limits(limits) => self.note = Some(limits),
+            WatchMessage::Limits(limits) => self.note = Some(limits),
         }
     }
 
@@ -116,22 +116,22 @@ impl Deaths {
     }
 }
 
-/// What the view shows.
+/// The state of the view.
 pub(crate) struct View {
     request: ViewRequest,
     pub(crate) list: SocketList,
     pub(crate) dialog: Dialog,
     pub(crate) deaths: Deaths,
-    /// True if ka may look into all processes.
+    /// True if ka may inspect all processes.
     has_rights: bool,
     is_paused: bool,
-    /// When the last listing arrived.
+    /// The time at which the last listing arrived.
     pub(crate) listed_at: Option<Instant>,
-    /// Why the listing failed or is incomplete.
+    /// The reasons why the listing failed or is incomplete.
     problems: Vec<String>,
     /// The results of probes, each in one word.
     pub(crate) probes: HashMap<SocketId, String>,
-    /// The result of the last action, and when it came.
+    /// The result of the last action, and the time at which it came.
     result: Option<(String, Instant)>,
 }
 
@@ -187,7 +187,7 @@ impl View {
         title
     }
 
-    /// Returns the line for messages: the result of an action, or what is missing in the list.
+    /// Returns the line for messages: the result of an action, or the reason why the list is incomplete.
     pub(crate) fn message(&self) -> (String, Paint) {
         if let Some((text, at)) = &self.result
             && at.elapsed() < RESULT
@@ -220,7 +220,7 @@ impl View {
     }
 }
 
-/// What a key asks for.
+/// The effect of a key outside of the view's state.
 #[derive(Debug, PartialEq, Eq)]
 enum KeyCommand {
     None,
@@ -401,7 +401,7 @@ impl ViewSession {
         let input = io::stdin();
         let watcher = self.watcher.iter().map(|watcher| watcher.as_fd());
         let actions = self.actions.iter().map(|action| action.as_fd());
-        // While there is a listing to come, do not wait for the time of the next one.
+        // The next listing is due, but the last one has not arrived yet.
         let longest = if longest.is_zero() { TICK } else { longest };
         let fds: Vec<BorrowedFd<'_>> = [input.as_fd(), self.signals.as_fd(), self.lister.as_fd()]
             .into_iter()
@@ -444,10 +444,10 @@ impl ViewSession {
             }
         }
         match self.watcher.as_mut().map(WatchProcess::receive) {
-            Some(Ok(news)) => {
-                self.is_stale |= !news.is_empty();
-                for news in news {
-                    self.view.deaths.add(news);
+            Some(Ok(messages)) => {
+                self.is_stale |= !messages.is_empty();
+                for message in messages {
+                    self.view.deaths.add(message);
                 }
             }
             Some(Err(_)) => {
@@ -470,7 +470,7 @@ impl ViewSession {
         Ok(())
     }
 
-    /// Reads the keys that the user has pressed, and returns what they ask for.
+    /// Reads the keys that the user has pressed, and returns their commands.
     fn read_keys(&mut self, has_input: bool) -> io::Result<Vec<KeyCommand>> {
         let mut commands = Vec::new();
         let mut is_empty = true;
@@ -582,9 +582,9 @@ mod tests {
     #[test]
     fn the_newest_deaths_are_shown_first() {
         let mut view = view(vec![connection(0)]);
-        view.deaths.add(DeathNews::Limits("only your own".to_owned()));
+        view.deaths.add(WatchMessage::Limits("only your own".to_owned()));
         for number in 1..=150 {
-            view.deaths.add(DeathNews::Died(format!("12:00:00.000Z a/1 lost 192.0.2.1:{number}: reset")));
+            view.deaths.add(WatchMessage::Died(format!("12:00:00.000Z a/1 lost 192.0.2.1:{number}: reset")));
         }
         let mut screen = Screen::new(true, true);
         let lines = picture(&mut screen, &mut view, 80, 24);

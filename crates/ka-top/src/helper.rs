@@ -1,14 +1,14 @@
-//! Processes that work for the view: one lists the sockets, one watches connections end, and one for each action on a
-//! socket.
+//! Processes that work for the view: one lists the sockets, one watches for the ends of connections, and each action on
+//! a socket has one.
 //!
-//! Each has its own session, so that it neither gets the keys' signals nor is stopped with the view. It ends when the
-//! view has ended, because it then can no longer read or write.
+//! Each has its own session, so that neither Ctrl-C nor Ctrl-Z reaches it. When the view has ended, a read or a write
+//! fails, and the process ends.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use ka_cli::top::{DeathNews, ViewRequest};
+use ka_cli::top::{WatchMessage, ViewRequest};
 use ka_reach::fork::start_detached;
 use ka_reach::listing::Listing;
 use ka_reach::worker::Workers;
@@ -113,12 +113,12 @@ impl WatchProcess {
     }
 
     /// Reads what has arrived. Fails if the process has ended and everything is read.
-    pub(crate) fn receive(&mut self) -> io::Result<Vec<DeathNews>> {
+    pub(crate) fn receive(&mut self) -> io::Result<Vec<WatchMessage>> {
         let end = read_available(&mut self.stream, &mut self.bytes);
         let length = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = self.bytes.drain(..length).collect();
-        let news: Vec<_> = String::from_utf8_lossy(&lines).lines().filter_map(DeathNews::read).collect();
-        if news.is_empty() { end.map(|()| news) } else { Ok(news) }
+        let messages: Vec<_> = String::from_utf8_lossy(&lines).lines().filter_map(WatchMessage::read).collect();
+        if messages.is_empty() { end.map(|()| messages) } else { Ok(messages) }
     }
 }
 

@@ -6,7 +6,7 @@ use ka_cli::socket_row::{Counts, SocketRow, Totals};
 use ka_reach::listing::ListedSocket;
 use ka_reach::risk::Risk;
 
-/// What the list is sorted by.
+/// The sort key of the list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SortOrder {
     /// Sockets that need attention come first.
@@ -47,7 +47,7 @@ impl SortOrder {
         }
     }
 
-    /// Returns the order that is so many places after this one.
+    /// Returns the order that is `places` after this one, in a cycle.
     fn after(self, places: usize) -> Self {
         let own = Self::ALL.iter().position(|order| *order == self).unwrap_or(0);
         Self::ALL.get((own + places) % Self::ALL.len()).copied().unwrap_or_default()
@@ -62,9 +62,10 @@ impl SortOrder {
     }
 }
 
-/// Returns how urgently a socket needs attention: 0 is the most urgent.
+/// Returns the rank of a socket by its risks. 0 is the most urgent.
 fn urgency(row: &SocketRow<'_>) -> usize {
-    /// A peer that does not answer is probably gone. Data is often unacknowledged for a moment only.
+    /// Unanswered comes first, because that peer is probably gone. Suspended comes last, because data is often
+    /// unacknowledged for a moment.
     const ORDER: [Risk; Risk::ALL.len()] =
         [Risk::Unanswered, Risk::Off, Risk::Slow, Risk::UserTimeout, Risk::Suspended];
     ORDER.iter().position(|risk| row.risks.contains(risk)).unwrap_or(ORDER.len())
@@ -248,7 +249,7 @@ impl SocketList {
         self.selected = self.selected().map(SocketId::of);
     }
 
-    /// Moves the selection by so many places.
+    /// Moves the selection down by `places`, which may be negative.
     pub(crate) fn step(&mut self, places: isize) {
         self.select(self.place.saturating_add_signed(places));
     }
@@ -267,8 +268,7 @@ impl SocketList {
         self.sockets.get(*self.shown.get(self.place)?)
     }
 
-    /// Returns the sockets that fit into so many lines, and whether each is selected. The selected socket is one of
-    /// them.
+    /// Returns the sockets that fit into `lines`, among them the selected one. `true` marks the selected socket.
     pub(crate) fn visible(&mut self, lines: usize) -> Vec<(bool, &ListedSocket)> {
         let most = self.shown.len().saturating_sub(lines);
         let lowest = (self.place + 1).saturating_sub(lines);

@@ -18,7 +18,8 @@ const SMALLEST: (u16, u16) = (60, 8);
 /// The height from which the view has room for the deaths.
 const WITH_DEATHS: u16 = 14;
 
-/// The keys, for the help. The first words of each are also in the last line of the view.
+/// The keys: the name, the word in the last line of the view, and the text of the help. Keys without a word are only in
+/// the help.
 const KEYS: [(&str, &str, &str); 13] = [
     ("q", "quit", "quit, also with Ctrl-C"),
     ("?", "help", "show this help"),
@@ -35,7 +36,7 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("Ctrl-Z", "", "stop ka"),
 ];
 
-/// How the terminal shows text, and the widths of the columns so far.
+/// The abilities of the terminal, and the widths of the columns so far.
 pub(crate) struct Screen {
     is_utf8: bool,
     has_colour: bool,
@@ -126,7 +127,7 @@ impl Screen {
         buffer.set_stringn(area.x, area.y, text, usize::from(area.width), style);
     }
 
-    /// Shortens a text to so many columns of the terminal. Some letters take two columns.
+    /// Shortens a text to `width` columns of the terminal. Some letters take two columns.
     fn fitted(&self, text: &str, width: usize, anchor: Option<char>, keeps_start: bool) -> String {
         let text = self.shown(text);
         let columns = |text: &str| Span::raw(text).width();

@@ -1,5 +1,5 @@
-//! `ka watch` must tell why a connection ended. The lab makes the cause on a real path, and knows when it did so.
-//! tcpdump shows how long the peer was silent and how many probes it left unanswered.
+//! `ka watch` must report the cause of each abnormal end. The lab makes the cause on a real path, and records the time.
+//! tcpdump shows the silence of the peer and the number of unanswered probes.
 //!
 //! Each case has a `ka watch --json` for each source, all at the same time. Only eBPF tells all causes.
 
@@ -185,7 +185,7 @@ struct Victim {
     errno: i32,
     /// The fewest and the most seconds of silence, or from the data to the end. `None` if a packet ends the connection.
     seconds: Option<(f64, f64)>,
-    /// When data was written that nobody has acknowledged.
+    /// The time at which data was written. The peer never acknowledges it.
     written: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! The BPF program that records how each TCP connection ended.
+//! The BPF program that records the end of each TCP connection.
 //!
 //! The kernel runs the program at the tracepoint `sock:inet_sock_set_state`, in all network namespaces. `tcp_done` in
 //! net/ipv4/tcp.c changes the state to CLOSE when it ends a connection. At that moment:
@@ -10,10 +10,10 @@
 //! - The counters of unanswered probes and retransmissions, and the times, are those that made the kernel give up. The
 //!   write queue is empty already (Linux 6.11 and later), but `snd_una` and `write_seq` still say whether data was
 //!   unacknowledged.
-//! - The program that has the socket does not know yet, so the socket still has its inode.
+//! - The program that has the socket has not noticed the end yet, so the socket still has its inode.
 //!
-//! If no process has a descriptor any more (`SOCK_DEAD`), the program has closed the connection, and how it ends
-//! concerns nobody. The program copies raw fields. The reader converts them ([`TraceRecord`]).
+//! If no process has a descriptor any more (`SOCK_DEAD`), its program has closed the connection, and the BPF program
+//! records nothing. The BPF program copies raw fields. The reader converts them ([`TraceRecord`]).
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -217,7 +217,7 @@ const fn width(field: Field) -> Option<Size> {
     }
 }
 
-/// How a connection ended, as the kernel recorded it.
+/// The end of a connection, as the kernel recorded it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TraceRecord {
     /// The cookie of the socket. 0 if the kernel has not given it one.
@@ -234,13 +234,13 @@ pub(crate) struct TraceRecord {
     pub(crate) state: State,
     /// The pending error of the socket.
     pub(crate) errno: i32,
-    /// Whether the program had shut down both directions.
+    /// True if the program had shut down both directions.
     pub(crate) is_shut_down: bool,
     /// The settings. The kernel does not record `TCP_RTO_MAX_MS`.
     pub(crate) settings: Settings,
     /// The count of unanswered probes.
     pub(crate) probes: u32,
-    /// Whether sent data was unacknowledged, or could not be sent.
+    /// True if data of the program was unacknowledged or unsent.
     pub(crate) has_data: bool,
     /// The time since the last segment from the peer, in milliseconds.
     pub(crate) silent_ms: u64,
@@ -342,7 +342,7 @@ impl TraceRecord {
     }
 }
 
-/// Records how TCP connections end, from its creation until it is dropped.
+/// Records the ends of TCP connections, from its creation until it is dropped.
 pub(crate) struct Tracer {
     buffer: RingBuffer,
     lost: Counter,

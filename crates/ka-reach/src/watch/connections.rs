@@ -1,13 +1,14 @@
 //! The open connections, and the processes that have them.
 //!
-//! When a connection ends, its owner often closes the socket within microseconds, and then nothing connects the two any
-//! more. So ka learns the owners before. It lists the connections again and again: sock_diag(7) has the cookie and the
-//! inode of each socket. If there are new ones, it searches /proc for the processes that have their inodes. An owner is
-//! stored under the cookie of its socket, so neither a reused inode nor a reused PID leads to a wrong owner.
+//! After the end of a connection, its owner often closes the socket within microseconds. From then on, the kernel does
+//! not tell who had the socket. So ka learns the owners while the connections are open. It lists the connections again
+//! and again: sock_diag(7) has the cookie and the inode of each socket. If there are new ones, ka searches /proc for the
+//! processes that have these inodes. It stores each owner under the cookie of the socket. So neither a reused inode nor
+//! a reused PID leads to a wrong owner.
 //!
-//! **Cost.** The time until the next list depends on the processor time of the last one, so that lists take at most 0.8
-//! % of a core ([`LIST_PAUSE`]). Searches of /proc, which are only done if there are new connections, take at most 4 %
-//! ([`SEARCH_PAUSE`]). A socket whose owner is not found after [`SEARCHES`] searches is not searched again.
+//! **Cost.** The time until the next list depends on the processor time of the last one. So lists take at most 0.8 % of a
+//! core ([`LIST_PAUSE`]). ka searches /proc only if there are new connections, and with at most 4 % of a core
+//! ([`SEARCH_PAUSE`]). If [`SEARCHES`] searches have not found the owner of a socket, ka does not search for it again.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -30,9 +31,9 @@ use crate::process::{self, Process};
 use crate::risk::{Risk, risks};
 use crate::{Error, Result, privilege, sys};
 
-/// The pause after a list is so many times the processor time of the list.
+/// The pause after a list, as a multiple of the processor time of the list.
 const LIST_PAUSE: u32 = 125;
-/// The pause after a search is so many times the processor time of the search.
+/// The pause after a search, as a multiple of the processor time of the search.
 const SEARCH_PAUSE: u32 = 25;
 /// The shortest and the longest pause.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -40,11 +41,11 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const SEARCHES: u8 = 2;
 /// The largest number of connections whose owners are known, to limit the memory to about 200 MB.
 const MOST: usize = 1 << 20;
-/// The time between two searches for new network namespaces. A namespace without processes exists for at most this
-/// time longer, because ka's sockets in it keep it.
+/// The time between two searches for new network namespaces. The sockets of ka in a namespace keep it alive for at most
+/// this time after its last process has ended.
 const NAMESPACES_AFTER: Duration = Duration::from_secs(30);
-/// While risks are counted, the settings of a connection are read again after this time, but of at most
-/// [`MOST_EXAMINED`] connections after each list.
+/// While risks are counted, ka reads the settings of a connection again after this time. After each list, ka reads those
+/// of at most [`MOST_EXAMINED`] connections.
 const EXAMINE_AFTER: Duration = Duration::from_secs(10);
 const MOST_EXAMINED: usize = 1000;
 
@@ -63,12 +64,12 @@ pub(super) struct Connection {
     pub(super) settings: Option<Settings>,
     /// The status when the settings were read last.
     status: Option<Status>,
-    /// When the settings were read last, or could not be read.
+    /// The time of the last attempt to read the settings.
     pub(super) examined: Option<Instant>,
     risks: Vec<Risk>,
-    /// Whether the end was reported.
+    /// True if the end was reported.
     pub(super) is_reported: bool,
-    /// Whether the peer has connected.
+    /// True if the peer has connected to this machine.
     pub(super) is_accepted: bool,
     keepalive: Option<bool>,
     /// The number of the list that had it last.
@@ -104,23 +105,24 @@ pub struct ConnectionCounts {
     pub off: usize,
     /// It is unknown whether keepalive is on, because another timer runs.
     pub unknown: usize,
-    /// How many have each risk, in the order of [`Risk::ALL`]. 0 unless [`super::Watch::count_risks`] was called.
+    /// The number of connections with each risk, in the order of [`Risk::ALL`]. 0 unless [`super::Watch::count_risks`]
+    /// was called.
     pub at_risk: [usize; Risk::ALL.len()],
 }
 
 /// The last list of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LastList {
-    /// When it was complete, in seconds since 1970.
+    /// The time at which it was complete, in seconds since 1970.
     pub time_s: f64,
-    /// How long it took, in seconds.
+    /// The time that it took, in seconds.
     pub took_s: f64,
 }
 
-/// A limit on how often some work is done.
+/// A limit on the frequency of some work.
 struct Schedule {
     due: Instant,
-    /// The pause after the work is so many times its processor time.
+    /// The pause after the work, as a multiple of its processor time.
     pause: u32,
 }
 
@@ -162,7 +164,7 @@ pub(super) struct Connections {
     is_full: bool,
     pub(super) counts_risks: bool,
     pub(super) last_list: Option<LastList>,
-    /// How many keepalive probes the kernel has sent in the watched namespaces, also in those that are gone.
+    /// The number of keepalive probes that the kernel has sent in the watched namespaces, also in those that are gone.
     pub(super) probes: u64,
 }
 
@@ -223,7 +225,7 @@ impl Connections {
     }
 
     /// Lists the connections, and searches for the owners of new ones. Returns the keys of those that are no longer
-    /// listed, and why the list is incomplete.
+    /// listed, and the reason if the list is incomplete.
     pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut listing = std::mem::replace(&mut self.listing, Schedule::new(LIST_PAUSE));
         let start = Instant::now();

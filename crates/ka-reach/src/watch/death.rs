@@ -1,4 +1,4 @@
-//! How a connection ended, and why.
+//! The abnormal end of a connection, and its cause.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -7,7 +7,7 @@ use ka_core::{Settings, Timeout};
 
 use crate::listing::SocketOwner;
 
-/// Why a connection ended abnormally.
+/// The cause of an abnormal end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// As many keepalive probes as the count were unanswered.
@@ -50,11 +50,11 @@ impl Cause {
         }
     }
 
-    /// Returns the cause that a connection's error says. `has_data` says whether sent data was unacknowledged.
+    /// Returns the cause that follows from the error of a connection. `has_data` is true if data was unacknowledged.
     ///
-    /// When a timer ends the connection, the error is that of the last ICMP message or failed address resolution since
-    /// the peer's last acknowledgement (`sk_err_soft`), or ETIMEDOUT if there was none. An error that came before the
-    /// peer's silence on an idle connection says nothing about the end.
+    /// If a timer ends the connection, the error is ETIMEDOUT. If an ICMP error came or an address resolution failed
+    /// after the peer's last acknowledgement, the error is that one instead (`sk_err_soft`). On an idle connection, such
+    /// an error may be older than the silence of the peer, so it is ignored.
     pub(super) fn of_error(errno: i32, settings: &Settings, probes: u32, has_data: bool) -> Self {
         match errno {
             libc::ECONNRESET | libc::EPIPE => Self::Reset,
@@ -79,9 +79,9 @@ impl From<Timeout> for Cause {
 /// The abnormal end of a connection.
 #[derive(Clone, Debug)]
 pub struct Death {
-    /// When the connection ended. If the source cannot tell, when ka noticed it.
+    /// The time of the end. If the source does not tell it, the time at which ka noticed the end.
     pub time: SystemTime,
-    /// Why it ended.
+    /// The cause of the end.
     pub cause: Cause,
     /// The process with the lowest PID that had the socket. `None` if ka could not learn it before the process closed
     /// the socket, or may not inspect the process.

@@ -6,7 +6,7 @@
 //! So the owner and the settings come from an earlier list, and the cause is derived:
 //!
 //! - If as many probes or retransmissions were unanswered as the settings allow, and enough time has passed, the
-//!   connection timed out ([`Settings::timeout`]). Whether the network had reported the peer as unreachable is unknown.
+//!   connection timed out ([`Settings::timeout`]). An error of the network, such as an unreachable peer, is unknown.
 //! - If the peer had acknowledged a FIN, the program had closed the connection ([`Transfer::has_acknowledged_fin`]).
 //! - Otherwise the connection ended by a reset, by `SOCK_DESTROY`, or because the program closed it with data unread.
 //!   `TcpExt TCPAbortOnClose` counts the last case, and `Tcp EstabResets` counts all that end an open connection. A
@@ -39,9 +39,9 @@ pub(super) struct DestroyedGroup {
     /// The number of dropped messages when it was read last.
     dropped: u32,
     counters: Counters,
-    /// The ends of open connections that are not explained yet.
+    /// The number of ends of open connections without an explanation yet.
     resets: u64,
-    /// The aborts with unread data that are not explained yet.
+    /// The number of aborts with unread data without an explanation yet.
     aborts: u64,
 }
 
@@ -62,7 +62,7 @@ impl Counters {
         Ok(counters)
     }
 
-    /// Returns by how much each counter has grown since the last call.
+    /// Returns the growth of each counter since the last call.
     fn changes(&mut self) -> (u64, u64) {
         let [snmp, netstat] = &self.files;
         let read = |file, line, name| counter(&contents(file), line, name);
@@ -93,18 +93,18 @@ fn counter(text: &str, line: &str, name: &str) -> Option<u64> {
     values.split(' ').nth(place)?.parse().ok()
 }
 
-/// How a destroyed connection ended.
+/// The end of a destroyed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// It timed out.
+    /// The connection timed out.
     Died(Cause),
-    /// The program has closed it, or it was never established.
+    /// The program has closed the connection, or the connection was never established.
     Normal,
-    /// It ended without a FIN.
+    /// The connection ended without a FIN.
     WithoutFin,
 }
 
-/// Returns how a connection ended. `settings` are `None` if unknown.
+/// Returns the end of a connection. `settings` are `None` if unknown.
 pub(super) fn ending(
     status: &Status,
     transfer: &Transfer,
@@ -127,7 +127,7 @@ pub(super) fn ending(
     }
 }
 
-/// Returns why a connection timed out. `None` if it ended in another way.
+/// Returns the cause if a connection timed out. `None` if it ended in another way.
 pub(super) fn timeout(settings: &Settings, status: &Status, retries: u8) -> Option<Cause> {
     // Without keepalive, probes are those of a closed window, or of data that this machine's firewall drops.
     let is_probed = !settings.enabled && status.probes >= retries.into();
@@ -175,12 +175,12 @@ impl DestroyedGroup {
         (sockets, dropped.wrapping_sub(before) as usize)
     }
 
-    /// Records that so many ends of open connections are explained in another way.
+    /// Records the number of ends of open connections that have another explanation than a reset.
     pub(super) fn explain(&mut self, count: usize) {
         self.resets = self.resets.saturating_sub(count as u64);
     }
 
-    /// Says what is known about so many connections that ended without a FIN.
+    /// Decides by the counters how many of `count` connections that ended without a FIN were reset.
     pub(super) fn without_fin(&mut self, count: usize) -> WithoutFin {
         let candidates = count as u64;
         let aborted = self.aborts.min(candidates);
@@ -196,11 +196,11 @@ impl DestroyedGroup {
     }
 }
 
-/// What is known about connections that ended without a FIN.
+/// The number of resets among connections that ended without a FIN.
 pub(super) enum WithoutFin {
-    /// All were reset.
+    /// All connections were reset.
     Reset,
-    /// So many were reset, but it is unknown which.
+    /// This number of connections were reset, but it is unknown which ones.
     Unclear(usize),
 }
 

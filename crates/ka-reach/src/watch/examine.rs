@@ -1,4 +1,4 @@
-//! Looks at sockets of other processes, through duplicates of their descriptors.
+//! Examines sockets of other processes, through duplicates of their descriptors.
 //!
 //! A worker process makes the calls, because a program can hold the lock of its socket ([`crate::worker`]).
 
@@ -12,11 +12,11 @@ use crate::record::{Reader, Writer};
 use crate::sys;
 use crate::worker::{JobResult, Reply, Workers};
 
-/// What a socket says about itself.
+/// The settings and the state of a socket.
 pub(super) struct ExaminedSocket {
     pub(super) settings: Settings,
     pub(super) status: Status,
-    /// Whether an error is pending on the socket.
+    /// True if an error is pending on the socket.
     pub(super) has_error: bool,
 }
 

@@ -4,22 +4,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cause, ConnectionCounts, LastList, Watch, WatchEvent, WatchSource};
 
-/// Everything that the metrics tell. It has no address, no process and no user.
+/// The values of all metrics. No value names an address, a process or a user.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// The name of the [`WatchSource`].
     pub source: String,
     /// The open connections.
     pub connections: ConnectionCounts,
-    /// How many connections have ended abnormally, in the order of [`Cause::ALL`].
+    /// The number of connections that have ended abnormally, in the order of [`Cause::ALL`].
     pub deaths: [u64; Cause::ALL.len()],
-    /// How many ends were not reported, because the kernel dropped the reports.
+    /// The number of ends that were not reported, because the kernel dropped the reports.
     pub dropped: u64,
-    /// How many ends were not reported, because it is unknown which connections they were.
+    /// The number of ends that were not reported, because it is unknown which connections ended.
     pub unclear: u64,
-    /// How many keepalive probes the kernel has sent.
+    /// The number of keepalive probes that the kernel has sent.
     pub probes: u64,
-    /// How often a part of the list was incomplete.
+    /// The number of incomplete lists.
     pub incomplete: u64,
     /// The last list of the connections.
     pub last_list: Option<LastList>,

@@ -1,27 +1,28 @@
-//! Reports each TCP connection that ends abnormally: whose it was, and why it ended.
+//! Reports each TCP connection that ends abnormally, with its owner and the cause.
 //!
-//! The kernel knows the reason and tells it to the program only as an error, which few programs log. There are three
-//! sources. Each has its own limits, and [`Watch::start`] uses the first that the kernel allows:
+//! The kernel knows the cause, but tells the program only an error, which few programs log. ka has three sources. Each
+//! has its own limits, and [`Watch::start`] uses the first one that the kernel allows:
 //!
 //! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the
-//!   counters
-//!   that led to it, in all network namespaces ([`crate::bpf`], `trace`). CAP_BPF and CAP_PERFMON
-//! - [`WatchSource::Diag`]: the kernel reports each socket when it is freed, without its error (`destroyed`). ka also
-//!   examines sockets that their programs keep, as the next source does. This needs no capability.
+//!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON.
+//! - [`WatchSource::Diag`]: the kernel reports each socket when it frees the socket, without the error (`destroyed`). ka
+//!   also examines sockets that their programs keep, as the next source does. This needs no capability.
 //! - [`WatchSource::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
-//!   socket, ka looks at a duplicate (`examine`). It misses a connection that its program closes before the next list.
+//!   socket, ka examines a duplicate (`examine`). ka misses a connection that its program closes before the next list.
 //!
-//! The last two sources do not see the error of the socket, because a read of SO_ERROR would take it from the program.
-//! They see whether there is one, and derive the cause from `TCP_INFO`. So a connection that was destroyed looks like
-//! one that was reset, and one whose peer the network reported as unreachable looks like one that was only silent. Nor
-//! do they see whether the program had shut down its socket before a reset came.
+//! With the last two sources, ka does not read the error of a socket, because a read of SO_ERROR would take the error
+//! from the program. ka only sees that there is an error, and derives the cause from `TCP_INFO`:
+//!
+//! - A connection that was destroyed looks like one that was reset.
+//! - A connection whose peer the network reported as unreachable looks like one whose peer was silent.
+//! - A connection that its program had shut down before a reset came looks like one that was in use.
 //!
 //! The kernel does not keep the TTL of a reset. So no source can tell a reset of the peer from one of a middlebox.
 //!
 //! The owner of a connection comes from earlier lists (`connections`). With eBPF, a socket still has its inode when its
 //! end is recorded. So if the owner is unknown, ka searches /proc for it at once.
 //!
-//! A failed connect(2), a close by both sides, and the exit of a process are no events.
+//! A failed connect(2), a close by both sides, and the exit of a process are not events.
 
 mod connections;
 mod death;
@@ -66,16 +67,16 @@ pub struct WatchFilter {
 pub enum WatchEvent {
     /// A connection ended abnormally.
     Died(Death),
-    /// The kernel dropped so many reports, because ka did not read them in time.
+    /// The kernel dropped this number of reports, because ka did not read them in time.
     Missed(usize),
-    /// So many connections were reset or destroyed, but the source cannot tell which, because programs closed others
-    /// with data unread at the same time.
+    /// This number of connections were reset or destroyed. The source cannot tell which ones, because programs closed
+    /// others with data unread at the same time.
     Unclear(usize),
-    /// Something about the connections is unknown from now on, for this reason.
+    /// A part of the connections is unknown from now on, for this reason.
     Incomplete(Error),
 }
 
-/// How a [`Watch`] learns that connections end.
+/// The way in which a [`Watch`] learns that connections end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchSource {
     /// A BPF program at a tracepoint.
@@ -142,7 +143,7 @@ impl Watch {
         self.source
     }
 
-    /// Returns the better sources that cannot be used, and why.
+    /// Returns the better sources that cannot be used, each with the reason.
     pub fn refused(&self) -> &[(WatchSource, Error)] {
         &self.refused
     }
@@ -209,14 +210,14 @@ impl Watch {
         self.connections.counts(&self.filter)
     }
 
-    /// Returns how many keepalive probes the kernel had sent in the watched network namespaces at the last list, since
-    /// each of them was created.
+    /// Returns the number of keepalive probes that the kernel had sent in the watched network namespaces at the last
+    /// list, since each namespace was created.
     #[must_use]
     pub const fn probes(&self) -> u64 {
         self.connections.probes
     }
 
-    /// Returns when the connections were listed last, and how long that took. `None` before the first list.
+    /// Returns the time and the duration of the last list of the connections. `None` before the first list.
     #[must_use]
     pub const fn last_list(&self) -> Option<LastList> {
         self.connections.last_list
@@ -298,7 +299,7 @@ impl Watch {
         }
     }
 
-    /// Examines connections that are no longer listed. If the owner still has the socket, it tells how it ended.
+    /// Examines connections that are no longer listed. If the owner still has the socket, reports the end.
     fn report_gone(&mut self, keys: &[ConnectionKey], events: &mut Vec<WatchEvent>) {
         let mut examined = Vec::new();
         let mut sockets = Vec::new();
@@ -390,9 +391,9 @@ impl WatchFilter {
 
 /// Returns whether a connection ended abnormally.
 ///
-/// If its program has shut down both directions, the program wants its end, and a reset is one way to it. shutdown(2)
-/// changes the state at once. So if the state is that of an open direction, close(2) is about to abort the connection,
-/// and the error is an older one that the program has not read.
+/// If the program has shut down both directions, it wants the connection to end, and a reset is a normal end. shutdown(2)
+/// changes the state at once. So if both directions are shut down but the state is that of an open connection, close(2) is
+/// aborting the connection. The error is then an older one that the program has not read.
 fn is_abnormal(record: &TraceRecord) -> bool {
     let is_reset = matches!(record.errno, libc::ECONNRESET | libc::EPIPE);
     let is_open = matches!(record.state, State::Established | State::CloseWait);
