@@ -88,7 +88,7 @@ pub struct Record {
 pub struct Shown {
     pub label: String,
     pub flow: Flow,
-    /// When and how the connection ended for its program.
+    /// The time and the kind of the end, as the program of the connection saw it.
     pub ended: Option<(f64, String)>,
 }
 
@@ -148,7 +148,7 @@ impl Story {
         let path = self.file.insert(capture.stop());
         self.flows = wire::read(path)
             .into_iter()
-            .map(|(port, flow)| Shown { label: format!("port {port}"), flow, ended: None })
+            .map(|(client, flow)| Shown { label: client.to_string(), flow, ended: None })
             .collect();
     }
 

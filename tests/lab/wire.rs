@@ -1,6 +1,7 @@
 //! The packets that tcpdump has captured.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::{env, fs};
@@ -151,14 +152,14 @@ impl Flow {
 
 /// A parsed packet, before its kind is known.
 struct Segment {
-    client: u16,
+    client: SocketAddr,
     packet: Packet,
 }
 
-/// Returns the connections in a capture, in the order of their first packets, each with the client's port.
-pub fn read(path: &Path) -> Vec<(u16, Flow)> {
+/// Returns the connections in a capture, in the order of their first packets, each with the client's address.
+pub fn read(path: &Path) -> Vec<(SocketAddr, Flow)> {
     let mut order = vec![];
-    let mut flows: BTreeMap<u16, (Flow, Tracker)> = BTreeMap::new();
+    let mut flows: BTreeMap<SocketAddr, (Flow, Tracker)> = BTreeMap::new();
     for segment in segments(&fs::read(path).unwrap()) {
         let (flow, tracker) = flows.entry(segment.client).or_insert_with(|| {
             order.push(segment.client);
@@ -166,7 +167,7 @@ pub fn read(path: &Path) -> Vec<(u16, Flow)> {
         });
         flow.packets.push(tracker.classify(segment.packet));
     }
-    order.into_iter().map(|port| (port, flows.remove(&port).unwrap().0)).collect()
+    order.into_iter().map(|client| (client, flows.remove(&client).unwrap().0)).collect()
 }
 
 /// The next sequence number of each side of a connection.
@@ -226,9 +227,16 @@ fn segments(file: &[u8]) -> Vec<Segment> {
 
 fn segment(bytes: &[u8], time: f64, frame: usize) -> Option<Segment> {
     let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
-    let size = match packet.net? {
-        LaxNetSlice::Ipv4(ip) => u32::from(ip.header().total_len()) - u32::from(ip.header().ihl()) * 4,
-        LaxNetSlice::Ipv6(ip) => u32::from(ip.header().payload_length()),
+    let (source, destination, size): (IpAddr, IpAddr, u32) = match packet.net? {
+        LaxNetSlice::Ipv4(ip) => {
+            let ip = ip.header();
+            let size = u32::from(ip.total_len()) - u32::from(ip.ihl()) * 4;
+            (ip.source_addr().into(), ip.destination_addr().into(), size)
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let ip = ip.header();
+            (ip.source_addr().into(), ip.destination_addr().into(), ip.payload_length().into())
+        }
         LaxNetSlice::Arp(_) => return None,
     };
     let blank = |from_client| Packet {
@@ -244,7 +252,11 @@ fn segment(bytes: &[u8], time: f64, frame: usize) -> Option<Segment> {
     match packet.transport? {
         TransportSlice::Tcp(tcp) => {
             let from_client = tcp.destination_port() == PORT;
-            let client = if from_client { tcp.source_port() } else { tcp.destination_port() };
+            let client = if from_client {
+                SocketAddr::new(source, tcp.source_port())
+            } else {
+                SocketAddr::new(destination, tcp.destination_port())
+            };
             let packet = Packet {
                 kind: Kind::Ack,
                 flags: tcp.slice()[13],
@@ -255,17 +267,21 @@ fn segment(bytes: &[u8], time: f64, frame: usize) -> Option<Segment> {
             };
             Some(Segment { client, packet })
         }
-        // The error quotes the packet's IP header and at least the ports.
+        // The error quotes the client's packet: the IP header with the source address, and at least the ports.
         TransportSlice::Icmpv4(icmp) => {
-            Some(Segment { client: port_at(icmp.payload(), 20)?, packet: blank(false) })
+            let address: [u8; 4] = bytes_at(icmp.payload(), 12)?;
+            let port = u16::from_be_bytes(bytes_at(icmp.payload(), 20)?);
+            Some(Segment { client: (address, port).into(), packet: blank(false) })
         }
         TransportSlice::Icmpv6(icmp) => {
-            Some(Segment { client: port_at(icmp.payload(), 40)?, packet: blank(false) })
+            let address: [u8; 16] = bytes_at(icmp.payload(), 8)?;
+            let port = u16::from_be_bytes(bytes_at(icmp.payload(), 40)?);
+            Some(Segment { client: (address, port).into(), packet: blank(false) })
         }
         _ => None,
     }
 }
 
-fn port_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
