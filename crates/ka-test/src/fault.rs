@@ -67,6 +67,7 @@ kinds! {
     SYS_fsync "fsync" [EIO, ENOSPC];
     SYS_getdents64 "getdents64" [EIO, ENOENT, ENOTDIR, ENOMEM];
     SYS_getpeername "getpeername" [ENOBUFS, ENOTCONN];
+    SYS_getpgid "getpgid" [EPERM, ESRCH];
     SYS_getresuid "getresuid" [EPERM];
     SYS_getrandom "getrandom" [EINTR, ENOSYS, EPERM];
     SYS_getsockname "getsockname" [ENOBUFS];
