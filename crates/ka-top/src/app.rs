@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ka_cli::table::{Layout, Paint};
-use ka_cli::top::{Application, WatchMessage, SocketProbe, ViewRequest};
+use ka_cli::top::{Application, SocketProbe, ViewRequest, WatchMessage};
 use ka_reach::listing::Listing;
 use ka_reach::privilege;
 use ka_reach::reason::reason;

@@ -8,7 +8,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use ka_cli::top::{WatchMessage, ViewRequest};
+use ka_cli::top::{ViewRequest, WatchMessage};
 use ka_reach::fork::start_detached;
 use ka_reach::listing::Listing;
 use ka_reach::worker::Workers;
@@ -117,7 +117,8 @@ impl WatchProcess {
         let end = read_available(&mut self.stream, &mut self.bytes);
         let length = self.bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = self.bytes.drain(..length).collect();
-        let messages: Vec<_> = String::from_utf8_lossy(&lines).lines().filter_map(WatchMessage::read).collect();
+        let messages: Vec<_> =
+            String::from_utf8_lossy(&lines).lines().filter_map(WatchMessage::read).collect();
         if messages.is_empty() { end.map(|()| messages) } else { Ok(messages) }
     }
 }
