@@ -163,6 +163,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
     fn look(&mut self, now: Duration) -> Result<Option<Alive>, Error> {
         let status = self.socket.connection_status()?;
         if !status.is_connected() {
+            // The error depends on the settings. The kernel may have ended the connection just before they were changed.
+            self.restore()?;
             return Err(self.ended(&status));
         }
         let silent_ms = status.silent_ms();

@@ -465,6 +465,17 @@ fn a_reset_ends_the_wait_and_puts_the_settings_back() {
 }
 
 /// Returns both ends of a connection that has been idle for more than a second.
+/// The kernel can end the connection after the probe has read the state and before it changes the settings.
+#[test]
+fn the_error_of_a_connection_that_has_just_timed_out_depends_on_its_own_settings() {
+    let fake = Fake::new(Connection { cnt: 3, probes: 3, silent_ms: 60_100, ..IDLE });
+    let mut probe = fake.probe();
+    assert_eq!(probe.step(ms(0)), Ok(None));
+    fake.change(|now| (now.state, now.has_error) = (CLOSE, true));
+    assert_eq!(probe.step(ms(1)), Err(Error::Ended(Errno(libc::ETIMEDOUT))));
+    assert_eq!(fake.writes(), [user_timeout(MARK), idle(60), user_timeout(0)]);
+}
+
 fn idle_connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
