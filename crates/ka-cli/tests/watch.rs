@@ -554,7 +554,7 @@ fn ordinary_users_watch_their_own_processes() {
     assert!(err.contains("ebpf: needs CAP_BPF") && err.lines().count() == 1, "{err}");
 }
 
-/// The ring buffer holds 5,957 records.
+/// Each of the two ring buffers holds 5,957 records.
 #[test]
 fn ends_that_the_kernel_could_not_record_are_counted() {
     const COUNT: usize = 6500;

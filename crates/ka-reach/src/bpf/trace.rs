@@ -14,7 +14,13 @@
 //!
 //! If no process has a descriptor any more (`SOCK_DEAD`), its program has closed the connection, and the BPF program
 //! records nothing. The BPF program copies raw fields. The reader converts them ([`TraceRecord`]).
+//!
+//! The kernel does not run a BPF program in an interrupt that arrives while the same program runs on the same processor
+//! (`__bpf_trace_run` in kernel/trace/bpf_trace.c). The timers of keepalive and of retransmission fire in such
+//! interrupts, so one program would miss ends on a busy machine. So there are two equal programs, each with a buffer of
+//! its own. Of the two, at most one is interrupted, and the other one records the end. The reader reports each end once.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -34,7 +40,7 @@ const TRACER: &str = "ka_trace";
 const BUFFER: &str = "ka_deaths";
 const LOST: &str = "ka_lost";
 
-/// The size of the ring buffer in bytes. It holds 5,957 records.
+/// The size of a ring buffer in bytes. It holds 5,957 records.
 const BUFFER_SIZE: u32 = 1 << 20;
 
 const RING_BUFFER: Feature = Feature {
@@ -242,6 +248,8 @@ pub(crate) struct TraceRecord {
     pub(crate) probes: u32,
     /// True if data of the program was unacknowledged or unsent.
     pub(crate) has_data: bool,
+    /// The sequence number after the data that the program has written.
+    written: u32,
     /// The time since the last segment from the peer, in milliseconds.
     pub(crate) silent_ms: u64,
 }
@@ -337,19 +345,41 @@ impl TraceRecord {
             },
             probes: number(probes),
             has_data: acknowledged != written,
+            written: number(written),
             silent_ms: silent * 1000 / u64::from(hz),
         })
     }
 }
 
+/// A BPF program that records the ends of connections, and its ring buffer.
+struct Recorder {
+    buffer: RingBuffer,
+    /// The number of records that did not fit into the buffer.
+    lost: Counter,
+    #[cfg_attr(not(test), expect(dead_code, reason = "closing it detaches the program"))]
+    link: OwnedFd,
+}
+
+impl Recorder {
+    fn start(types: &Types<'_>, event: u32, namespace: Option<u32>) -> Result<Self> {
+        let bpf = |error| RING_BUFFER.error(error);
+        let buffer = with_memory(|| RingBuffer::new(BUFFER, BUFFER_SIZE)).map_err(bpf)?;
+        let lost = Counter(map_with(LOST, &[0; 8]).map_err(bpf)?);
+        let insns = program(types, namespace, buffer.as_fd().as_raw_fd(), lost.as_raw_fd())
+            .ok_or(Error::UnexpectedTypes)?;
+        let program = load(Kind::Tracepoint { event }, TRACER, &insns, &RING_BUFFER)?;
+        let link = sys::attach_tracepoint(program.as_fd()).map_err(bpf)?;
+        Ok(Self { buffer, lost, link })
+    }
+}
+
 /// Records the ends of TCP connections, from its creation until it is dropped.
 pub(crate) struct Tracer {
-    buffer: RingBuffer,
-    lost: Counter,
-    /// The value of `lost` when it was read last.
+    recorders: [Recorder; 2],
+    /// The largest number of lost records at the last call of [`Tracer::take`].
     known_lost: usize,
+    seen_once: SeenOnce,
     hz: u32,
-    _link: OwnedFd,
 }
 
 impl Tracer {
@@ -365,31 +395,59 @@ impl Tracer {
             other => other,
         })?;
         let event = types.set_state().ok_or_else(|| RING_BUFFER.missing())?;
-        let bpf = |error| RING_BUFFER.error(error);
-        let buffer = with_memory(|| RingBuffer::new(BUFFER, BUFFER_SIZE)).map_err(bpf)?;
-        let lost = Counter(map_with(LOST, &[0; 8]).map_err(bpf)?);
-        let insns = program(&types, namespace, buffer.as_fd().as_raw_fd(), lost.as_raw_fd())
-            .ok_or(Error::UnexpectedTypes)?;
-        let program = load(Kind::Tracepoint { event }, TRACER, &insns, &RING_BUFFER)?;
-        let link = sys::attach_tracepoint(program.as_fd()).map_err(bpf)?;
-        Ok(Self { buffer, lost, known_lost: 0, hz: jiffies_per_second()?, _link: link })
+        let recorder = || Recorder::start(&types, event, namespace);
+        Ok(Self {
+            recorders: [recorder()?, recorder()?],
+            known_lost: 0,
+            seen_once: SeenOnce::default(),
+            hz: jiffies_per_second()?,
+        })
     }
 
-    /// Returns the records since the last call, and the number of connections whose records were lost, because the
-    /// buffer was full.
+    /// Returns the ends since the last call in the order of their times, and the largest possible number of ends whose
+    /// records were lost because a buffer was full.
     pub(crate) fn take(&mut self) -> (Vec<TraceRecord>, usize) {
         let mut records = Vec::new();
-        self.buffer.drain(|record| records.extend(TraceRecord::parse(record, self.hz)));
-        let lost = self.lost.value();
+        for recorder in &mut self.recorders {
+            recorder.buffer.drain(|record| records.extend(TraceRecord::parse(record, self.hz)));
+        }
+        records.retain(|record| self.seen_once.is_new(record));
+        records.sort_by_key(|record| record.at);
+        self.seen_once.forget_before(crate::sys::monotonic_time().saturating_sub(SECOND_RECORD_WITHIN));
+        let lost = self.recorders.iter().map(|recorder| recorder.lost.value()).max().unwrap_or(0);
         let before = std::mem::replace(&mut self.known_lost, lost);
         (records, lost.saturating_sub(before))
     }
+
+    /// Returns descriptors. At least one of them is readable when there are records.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.recorders.iter().map(|recorder| recorder.buffer.as_fd())
+    }
 }
 
-impl AsFd for Tracer {
-    /// Returns a descriptor that is readable when there are records.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.buffer.as_fd()
+/// The time within which the second record of an end arrives, even if the processor was stopped between the programs.
+const SECOND_RECORD_WITHIN: Duration = Duration::from_secs(60);
+
+/// The ends of which one of the two records has arrived, with their times.
+#[derive(Default)]
+struct SeenOnce(HashMap<(u32, u64, SocketAddr, SocketAddr, u32), Duration>);
+
+impl SeenOnce {
+    /// Returns whether a record is the first one of its end.
+    fn is_new(&mut self, record: &TraceRecord) -> bool {
+        // A socket can lack a cookie. A new connection with the same addresses has other sequence numbers.
+        let TraceRecord { namespace, cookie, local, peer, written, at, .. } = *record;
+        let end = (namespace, cookie, local, peer, written);
+        let is_new = self.0.remove(&end).is_none();
+        if is_new {
+            self.0.insert(end, at);
+        }
+        is_new
+    }
+
+    /// Forgets ends that are so old that their second records are missing.
+    fn forget_before(&mut self, time: Duration) {
+        self.0.retain(|_, at| *at >= time);
     }
 }
 
@@ -416,15 +474,24 @@ mod tests {
     use crate::bpf::host::{FOR_TRACING, check_capabilities};
     use crate::diag::State;
 
-    /// Resets a connection to itself. Its record must have the facts that the connection's own calls report.
+    /// Resets a connection to itself. It must have one record, with the facts that the connection's own calls report.
     #[test]
-    fn a_reset_connection_is_recorded() {
+    fn a_reset_connection_is_recorded_once() {
         if check_capabilities(&FOR_TRACING).is_err() {
             // The test runner hides what println! prints.
             let _ = writeln!(io::stderr(), "SKIPPED: needs CAP_BPF and CAP_PERFMON");
             return;
         }
-        let mut tracer = Tracer::start(None).unwrap();
+        assert_recorded_once(&mut Tracer::start(None).unwrap());
+        // A detached program misses the end, as one that is interrupted.
+        for place in [0, 1] {
+            let mut tracer = Tracer::start(None).unwrap();
+            tracer.recorders.get_mut(place).unwrap().link = std::fs::File::open("/dev/null").unwrap().into();
+            assert_recorded_once(&mut tracer);
+        }
+    }
+
+    fn assert_recorded_once(tracer: &mut Tracer) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
@@ -433,10 +500,18 @@ mod tests {
         let (local, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
         drop(server);
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(crate::sys::poll(&[tracer.as_fd()], Duration::from_secs(10)).unwrap(), [true]);
-        let (records, lost) = tracer.take();
-        // Other connections of the machine may end too.
-        let record = records.iter().find(|record| record.local == local).unwrap();
+        assert_eq!(
+            crate::sys::poll(&tracer.descriptors().collect::<Vec<_>>(), Duration::from_secs(10))
+                .unwrap()
+                .len(),
+            2
+        );
+        let (mut records, lost) = tracer.take();
+        // The second record may arrive later. Other connections of the machine may end too.
+        std::thread::sleep(Duration::from_millis(100));
+        records.extend(tracer.take().0);
+        records.retain(|record| record.local == local);
+        let [record] = &*records else { panic!("{records:?}") };
         assert_eq!((record.peer, record.errno, record.state), (peer, libc::ECONNRESET, State::Established));
         assert_eq!(record.inode, crate::sys::inode(client.as_fd()).unwrap());
         assert!(record.settings.enabled && !record.has_data && record.silent_ms < 10_000, "{record:?}");

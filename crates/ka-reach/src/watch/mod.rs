@@ -174,7 +174,7 @@ impl Watch {
     pub fn wait(&mut self, others: &[BorrowedFd<'_>], longest: Duration) -> Result<Vec<WatchEvent>> {
         let due = self.connections.due().saturating_duration_since(Instant::now());
         let groups = self.connections.networks.iter().filter_map(|network| network.group.as_ref());
-        let fds = self.tracer.iter().map(Tracer::as_fd).chain(groups.map(DestroyedGroup::as_fd));
+        let fds = self.tracer.iter().flat_map(Tracer::descriptors).chain(groups.map(DestroyedGroup::as_fd));
         let fds: Vec<_> = fds.chain(others.iter().copied()).collect();
         sys::poll(&fds, longest.min(due))?;
         let mut events = Vec::new();
