@@ -135,12 +135,18 @@ fn run(story: &mut Story, event: Event, policy: Policy, family: Family) {
                 let measured = time - since;
                 story.seconds.push(measured);
                 story.saw(format!("{ending} after {measured:.1} s"));
-                assert!(errors.contains(&ending.as_str()), "{ending}, not {errors:?}");
+                // On a busy machine, the reboot can take longer than all probes. The router then also has to find the
+                // address of the new machine.
+                let is_late = event == Rebooted
+                    && ending == "ETIMEDOUT"
+                    && flows[place].probes().last().is_some_and(|last| *last < happened + 1.0);
+                assert!(is_late || errors.contains(&ending.as_str()), "{ending}, not {errors:?}");
                 // On a slow machine, the answer to the last probe before the event is late.
                 assert!(measured > seconds - 0.1, "too soon: {measured:.2} s, not {seconds} s");
-                // A machine that needs a while to come back misses a probe or two.
+                // A machine that needs a while to come back misses a probe or two. The last one is answered, or the
+                // connection ends an interval later.
                 let missed = if event == Rebooted {
-                    probes_after(&flows[place], flows[place].last_heard()) - 1
+                    probes_after(&flows[place], flows[place].last_heard()) - usize::from(!is_late)
                 } else {
                     0
                 };
