@@ -47,8 +47,8 @@ pub(crate) struct Ka {
     pub(crate) command: Command,
 }
 
-/// Defines the subcommands, as `derive(Subcommand)` does. A subcommand can also be defined alone: the definition of all
-/// takes longer than the rest of the start of `ka run`.
+/// Defines the subcommands, as `derive(Subcommand)` does, but can also define only one of them. To define all takes
+/// longer than the rest of the start of `ka run`.
 macro_rules! subcommands {
     ($($name:literal $variant:ident($args:ident),)*) => {
         #[derive(Debug)]
@@ -471,13 +471,13 @@ pub(crate) struct LsArgs {
 /// Columns: PROCESS is the process with the lowest PID that has the socket; nginx/812+3 means that 3 more processes
 /// share it. RESULT: one of the results below. RTT: the time from the first probe to the answer. If the peer had sent
 /// something within the last second, ka sends no probe, and RTT is the round-trip time that the kernel has measured
-/// earlier. NOTE: the reason of the result.
+/// earlier. NOTE: the reason for the result.
 ///
 /// Results: "answered": the peer answered. "silent": the peer left all probes unanswered for the whole timeout. If data
 /// is in flight, the kernel retransmits it instead of sending probes, and an acknowledgement is the answer. "dead": the
 /// connection has ended with an error, for example because the peer answered with a reset. The kernel gives the exact
 /// error only to the program, so NOTE can differ from it: after --destroy or ss -K, NOTE is the text of ECONNRESET, and
-/// the program gets ECONNABORTED. "skipped": ka does not know, and NOTE says why. An answer proves that the peer's
+/// the program gets ECONNABORTED. "skipped": ka has no result, for the reason in NOTE. An answer proves that the peer's
 /// kernel or a proxy in front of it is alive, not that the peer's program works.
 ///
 /// ka skips a connection in state close-wait: the peer has closed it, and the program has not closed its side, so the
@@ -492,9 +492,9 @@ pub(crate) struct LsArgs {
   sudo ka ping --all --destroy --dry-run
   ka ping --json 1234 | jq '.[] | select(.result != \"answered\")'
 
-Status: 0 if all connections answered, or there is none. 1 if any is silent or dead, also if ka destroyed it. 3 if none \
-is silent or dead, but ka skipped some, or could not examine a process. 2 if the arguments are wrong, a process does not \
-exist, ka may not examine any of the processes, or ka cannot destroy connections here.
+Status: 0 if all connections answered, or there is none. 1 if any is silent or dead, also if ka destroyed it. 3 if \
+none is silent or dead, but ka skipped some, or could not examine a process. 2 if the arguments are wrong, a process \
+does not exist, ka has no right to examine any of the processes, or ka cannot destroy connections here.
 
 JSON keys: An array with an object per connection, and one per process that ka could not examine.
   pid: integer. The process in which ka found the socket.
@@ -504,30 +504,31 @@ JSON keys: An array with an object per connection, and one per process that ka c
   peer: string. Address and port of the peer. null: the connection has ended, or unknown.
   result: string. One of answered, silent, dead, skipped.
   rtt_ms: number, milliseconds. As in the column RTT. null: the peer did not answer.
-  error: string. As in the column NOTE. For a silent connection, it begins with \"destroyed: \", \"would be destroyed: \" \
-  or \"not destroyed: \" if --destroy is given. null: the result says all.
+  error: string. As in the column NOTE. With --destroy, the error of a silent connection begins with \"destroyed: \", \
+  \"would be destroyed: \" or \"not destroyed: \". null: the result needs no explanation.
 
-With --destroy, ka ends the connections that left all probes unanswered (SOCK_DESTROY, sock_diag(7)). ka looks once more \
-for a segment of the peer right before. The next read or write of the program fails with ECONNABORTED, and the kernel \
-sends the peer a reset. ka never ends a connection that is not silent. While data is in flight, ka counts \
-retransmissions instead of probes, so it may need a longer --timeout. It cannot end Multipath TCP connections. It needs \
-CAP_NET_ADMIN in the user namespace that owns the network namespace of the socket, CAP_SYS_ADMIN if this is not ka's own \
-network namespace, and CONFIG_INET_DIAG_DESTROY. ka checks these before it probes.
+With --destroy, ka ends the connections that left all probes unanswered (SOCK_DESTROY, sock_diag(7)). Right before it \
+ends a connection, ka checks again that no segment of the peer has arrived. The next read or write of the program \
+fails with ECONNABORTED, and the kernel sends the peer a reset. ka never ends a connection that is not silent. While \
+data is in flight, ka counts retransmissions instead of probes, so it may need a longer --timeout. It cannot end \
+Multipath TCP connections. It needs CAP_NET_ADMIN in the user namespace that owns the network namespace of the socket, \
+CAP_SYS_ADMIN if this is not ka's own network namespace, and CONFIG_INET_DIAG_DESTROY. ka checks these before it \
+probes.
 
 Unanswered probes stay in the kernel's count of unanswered probes until the peer sends something. So if keepalive is \
 on, it ends the connection up to --count probes earlier. If cnt is not larger than --count, keepalive ends a connection \
 that stays silent until its idle time is over, without another probe.
 
 While a probe leaves, for some milliseconds, the socket has keepalive on, TCP_KEEPIDLE 1 and TCP_USER_TIMEOUT \
-2147483646. If a signal ends ka, even SIGKILL, a second process of ka puts the settings back. Only SIGKILL to that \
-process too can leave them. The kernel then sends a probe each second, or ka ping skips the socket. ka attach -p \
-idle=60,intvl=10,cnt=6,user_timeout=none PID repairs it.
+2147483646. If a signal ends ka, even SIGKILL, a second process of ka puts the settings back. The changed settings \
+stay only if SIGKILL ends that process too. The kernel then sends a probe each second, or ka ping skips the socket. To \
+repair the socket, run ka attach -p idle=60,intvl=10,cnt=6,user_timeout=none PID.
 
 If the idle time of a socket followed net.ipv4.tcp_keepalive_time, it is fixed at that value afterwards.
 
-A program can hold the lock of its socket for as long as it likes. If a socket does not answer within 2 s, ka skips \
-it. If its settings are changed at that moment, a process of ka stays behind and puts them back when the lock is \
-released.
+A program can hold the lock of its socket forever. If a call on a socket does not return within 2 s, ka skips the \
+socket. If its settings are changed at that moment, a process of ka stays behind, and puts the settings back when the \
+lock is released.
 
 To probe connections of another user's process, or of a process that is not dumpable, ka needs CAP_SYS_PTRACE (run ka as \
 root). See ka-attach(1)."
@@ -549,7 +550,7 @@ pub(crate) struct PingArgs {
     /// Probe only connections whose local or peer port is this one
     #[arg(long, value_parser = port, allow_negative_numbers = true)]
     pub(crate) port: Option<u16>,
-    /// The time that a connection has to answer
+    /// The time in which the peer of a connection must answer
     #[arg(long, value_name = "S", default_value = "2s", value_parser = duration::fine_seconds,
           allow_negative_numbers = true)]
     pub(crate) timeout: u32,
@@ -559,7 +560,7 @@ pub(crate) struct PingArgs {
     /// End the connections that stay silent
     #[arg(long)]
     pub(crate) destroy: bool,
-    /// End nothing, and print what --destroy would end
+    /// Print which connections --destroy would end, and end none
     #[arg(short = 'n', long, requires = "destroy")]
     pub(crate) dry_run: bool,
     /// Print JSON
@@ -580,11 +581,11 @@ pub(crate) struct PingArgs {
 /// shows the keys. Ctrl-L draws the screen again, Ctrl-Z stops ka, and "q" and Ctrl-C quit.
 ///
 /// The text of "/" is one or more words, and a socket must match all of them. A number matches a port or a PID. Another
-/// word matches a part of the process, the state, an address or a risk, or on, off and unknown.
+/// word matches a part of the process, the state, an address or a risk. "on", "off" and "unknown" match the keepalive.
 ///
-/// The key "a" shows the policy, and the ka attach command that applies the same policy, and asks before it changes the
-/// socket. The mode and each value of the policy come from the flags, the KA_ variables, /etc/ka.conf, or the defaults
-/// 60,10,6 and force, in this order: see ka-run(1).
+/// The key "a" first shows the policy, and the ka attach command that applies the same policy. ka changes the socket
+/// only if the user then presses "y". The mode and each value of the policy come from the flags, the KA_ variables,
+/// /etc/ka.conf, or the defaults 60,10,6 and force, in this order: see ka-run(1).
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   ka top                           show this network namespace
@@ -593,16 +594,16 @@ pub(crate) struct PingArgs {
   sudo ka top -p 280,30,5          let the key \"a\" apply 280,30,5
 
 Status: 0 if the user quits the view, or SIGINT, SIGTERM, SIGQUIT or SIGHUP ends it. 2 if standard input or output is \
-no terminal, or ka could not show the view.
+not a terminal, or ka could not show the view.
 
 Environment: If NO_COLOR is set and not empty, the view has no colours. If the locale (LC_ALL, LC_CTYPE, LANG) does \
 not use UTF-8, the view is in ASCII.
 
-The view needs 60 columns and 8 lines. If ka lacks rights, a message in the view names the rights that it needs. Run ka \
-as root to see everything.
+The view needs 60 columns and 8 lines. If ka lacks rights, a message in the view names the missing rights. Run ka as \
+root to see everything.
 
-To keep the other commands small, a program of its own draws the view: ka-top, which is installed with \
-libka_preload.so. If it is missing, ka top says where it looked.")]
+A separate program, ka-top, draws the view, so that the other commands stay small. It is installed with \
+libka_preload.so. If it is missing, ka top prints the paths at which it looked.")]
 pub(crate) struct TopArgs {
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
@@ -624,17 +625,17 @@ pub(crate) struct TopArgs {
 ///
 /// ka prints a line with a sentence when a connection is lost: because the peer no longer answered, because a reset
 /// arrived, or because a program on this machine destroyed it. If a program closes its connection or exits, or if
-/// connect(2) fails, ka prints nothing. ka runs until SIGINT or SIGTERM comes. With --pid, it also ends when these
+/// connect(2) fails, ka prints nothing. ka runs until SIGINT or SIGTERM comes. With --pid, ka also ends when these
 /// processes have ended.
 ///
-/// Without --netns, ka watches the network namespace that it runs in, or with --pid those that the processes are in.
+/// Without --netns, ka watches its own network namespace, or with --pid the network namespaces of the processes.
 ///
 /// Causes: "keepalive": as many keepalive probes as TCP_KEEPCNT were unanswered. "user-timeout": TCP_USER_TIMEOUT ended
-/// the connection, while data was unacknowledged or at another number of probes. "retransmission": the peer did not
-/// acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions. "unreachable": the same, and
-/// an ICMP error or a failed address resolution said that the peer is unreachable. "reset": a reset arrived from the
-/// address of the peer; a firewall or a load balancer on the way may have sent it. "destroyed": a program on this
-/// machine ended the connection with SOCK_DESTROY, such as ss -K.
+/// the connection. Data was unacknowledged, or more or fewer probes than TCP_KEEPCNT were unanswered. "retransmission":
+/// the peer did not acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions.
+/// "unreachable": the same as "retransmission", and an ICMP error or a failed address resolution reported the peer as
+/// unreachable. "reset": a reset arrived from the address of the peer. The peer, or a firewall or a load balancer on
+/// the way, has sent it. "destroyed": a program on this machine ended the connection with SOCK_DESTROY, such as ss -K.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   sudo ka watch                    watch this network namespace
@@ -647,11 +648,12 @@ Status: 0 after SIGINT or SIGTERM, when the reader of the output has ended, and 
 ended. 2 if ka cannot watch, or can no longer serve the metrics.
 
 JSON keys: One line per abnormal end, each with an object.
-  time: string. The time of the end in UTC (RFC 3339). With --source diag and poll: the time at which ka noticed it.
+  time: string. The time of the end in UTC (RFC 3339). With --source diag and poll: the time at which ka noticed the \
+  end.
   event: string. One of died.
   cause: string. One of keepalive, user-timeout, retransmission, reset, unreachable, destroyed.
-  pid: integer. The process with the lowest PID that had the socket. null: ka could not learn it before the process \
-  closed the socket, or may not know it.
+  pid: integer. The process with the lowest PID that had the socket. null: ka could not find it before the process \
+  closed the socket, or has no right to examine the process.
   comm: string. The name of that process. null: as for pid.
   local: string. Local address and port.
   peer: string. Address and port of the peer.
@@ -665,36 +667,37 @@ JSON keys: One line per abnormal end, each with an object.
 
 JSON keys: If ka could not report some ends: one line with an object, at most once a second. ka prints the reason on \
 standard error.
-  time: string. The time at which ka noticed it, in UTC (RFC 3339).
+  time: string. The time at which ka noticed the missed ends, in UTC (RFC 3339).
   event: string. One of missed.
   count: integer, connections. The largest possible number of ends that ka could not report.
 
-ka learns which process has a connection before the connection ends. It lists the connections once a second, or more \
-rarely if a list takes long, so that it needs less than 1 % of a core. If a connection ends before that, ka searches for \
-the process at once, and finds it unless the process has already closed the socket. With --pid, ka does not report a \
-connection whose process it could not find. Each subflow of a Multipath TCP connection counts as a connection.
+ka searches for the process of a connection while the connection is open. For this, ka lists the connections once a \
+second, or more rarely if a list takes long, so that ka needs less than 1 % of a core. If a connection ends before ka \
+has found its process, ka searches at once. The search fails only if the process has already closed the socket. With \
+--pid, ka does not report a connection whose process it could not find. Each subflow of a Multipath TCP connection \
+counts as a connection.
 
-With --netns all, --source ebpf reports ends in a new network namespace from its beginning. It may not know their \
-process until ka lists the namespace, up to 30 s later. The other sources watch a new namespace only from then on.
+With --netns all, ka lists a new network namespace up to 30 s after its creation. Before that, --source ebpf already \
+reports ends in it, some without their process. The other sources report ends in it only after that.
 
---source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other \
-sources need no capability. To know the processes of other users, ka needs \
-CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run as root. With --source diag and poll, ka takes unreachable for \
-retransmission, and destroyed for reset. With --source diag, it cannot always tell a reset from a program that closed \
-its connection with data unread. With --source poll, it misses connections that their programs close before the next \
-list.
+--source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other sources need no \
+capability. To know the processes of other users, ka needs CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run \
+as root. With --source diag and poll, ka reports the cause unreachable as retransmission, and destroyed as reset. With \
+--source diag, it cannot always distinguish a reset from a program that closed its connection with data unread. With \
+--source poll, it misses connections that their programs close before the next list.
 
-With --metrics, ka serves metrics at http://ADDR:PORT/metrics, in the format OpenMetrics 1.0 if the client asks for it, \
-and otherwise in the format of Prometheus, 0.0.4. ka_connections counts open connections, by keepalive: on, off, unknown. \
-ka_connections_at_risk counts them by the risks of ka ls: off, slow, suspended, user-timeout, unanswered. ka_deaths_total \
-counts the abnormal ends since the start of ka, by their causes. ka_missed_deaths_total counts the ends that ka could not \
-report, by the reason: dropped, unclear. ka_keepalive_probes_total counts the keepalive probes that the kernel has sent in \
-the watched network namespaces, of all connections. ka_last_list_timestamp_seconds, ka_last_list_duration_seconds and \
-ka_incomplete_lists_total are about the lists of connections, ka_build_info and ka_watch_info about ka. --pid and --port \
-also select the connections that ka counts. ka reads the settings of each connection again every 10 seconds, or more \
-rarely if there are more than 1000. It knows the risks slow, user-timeout and unanswered only of processes that it may \
-inspect. A program of its own, ka-metrics, answers the requests, without privileges and without encryption. It serves 64 \
-clients at a time. PORT 0 means a free port; ka prints the address on standard error.
+With --metrics, ka serves metrics at http://ADDR:PORT/metrics, in the format OpenMetrics 1.0 if the client asks for \
+it, and otherwise in the format of Prometheus, 0.0.4. ka_connections counts open connections, by keepalive: on, off, \
+unknown. ka_connections_at_risk counts them by the risks of ka ls: off, slow, suspended, user-timeout, unanswered. \
+ka_deaths_total counts the abnormal ends since the start of ka, by their causes. ka_missed_deaths_total counts the \
+ends that ka could not report, by the reason: dropped, unclear. ka_keepalive_probes_total counts the keepalive probes \
+that the kernel has sent in the watched network namespaces, of all connections. ka_last_list_timestamp_seconds, \
+ka_last_list_duration_seconds and ka_incomplete_lists_total describe the lists of connections, and ka_build_info and \
+ka_watch_info describe ka. --pid and --port also select the connections that ka counts. ka reads the settings of each \
+connection again every 10 seconds, or more rarely if there are more than 1000. It finds the risks slow, user-timeout \
+and unanswered only for processes that it has the right to examine. A separate program, ka-metrics, answers the \
+requests, without privileges and without encryption. It serves at most 64 clients at a time. PORT 0 means a free port; \
+ka prints the address on standard error.
 
 If the service manager requests it (NOTIFY_SOCKET, WATCHDOG_USEC: sd_notify(3)), ka sends a message when it has started \
 to watch, and watchdog messages afterwards.")]
@@ -705,11 +708,12 @@ pub(crate) struct WatchArgs {
     /// Report only connections whose local or peer port is this one
     #[arg(long, value_parser = port)]
     pub(crate) port: Option<u16>,
-    /// Watch this network namespace: an ip-netns(8) name, a path, or a PID. all: all that contain processes, also those
-    /// that are created later. ka looks for new ones every 30 s. Other namespaces need CAP_SYS_ADMIN
+    /// Watch this network namespace: an ip-netns(8) name, a path, or a PID. all: all namespaces that contain processes,
+    /// also those that are created later. ka searches for new ones every 30 s. Namespaces other than ka's own need
+    /// CAP_SYS_ADMIN
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<OsString>,
-    /// Choose how ka learns of the ends. Default: the first of these that ka may use
+    /// The source of the ends. Default: the first source of this list that ka has the right to use
     #[arg(long, value_enum, value_name = "SOURCE")]
     pub(crate) source: Option<SourceFlag>,
     /// Serve metrics for Prometheus over HTTP at this address, path /metrics. PORT alone: only for programs on this
@@ -724,13 +728,13 @@ pub(crate) struct WatchArgs {
 /// A source of the ends of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum SourceFlag {
-    /// An eBPF program in the kernel: sees each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON, and
-    /// Linux 5.9
+    /// An eBPF program in the kernel: records each end at once, with the exact cause. Needs CAP_BPF and CAP_PERFMON,
+    /// and Linux 5.9
     Ebpf,
-    /// The kernel's reports of destroyed sockets, which come when the program has closed the socket, and repeated looks
-    /// at the sockets of processes that you may inspect. Does not tell all causes
+    /// The kernel's reports of destroyed sockets, which come when the program has closed the socket, and repeated
+    /// examinations of the sockets of your processes. Cannot distinguish all causes
     Diag,
-    /// Only the repeated looks. Misses a connection that its program closes at once
+    /// Only the repeated examinations. Misses a connection that its program closes at once
     Poll,
 }
 
@@ -785,28 +789,29 @@ pub(crate) struct CheckArgs {
 /// Measure how long the path to a server may be idle
 ///
 /// NATs, firewalls and load balancers forget idle connections. ka opens connections to the server, leaves each idle for
-/// another time, and then makes the kernel send keepalive probes. The longest idle time after which the server still
-/// answers is what the path survives. ka prints the policy for it. The server needs no program of ka, because its
-/// kernel answers. ka needs no privileges.
+/// a different time, and then makes the kernel send keepalive probes. An idle time survives if the server answers after
+/// it, and otherwise it fails. ka prints the policy for the longest idle time that survives. The server needs no
+/// program of ka, because its kernel answers. ka needs no privileges.
 ///
-/// The first connections try idle times from --from to --to, all at once. When one fails, ka tries more between the
-/// longest that survived and the shortest that failed, until these two are at most --precision apart. An idle time
-/// counts as failed only if two connections failed. Packets may be lost, so ka sends up to 11 probes before it calls a
-/// connection silent. If the path forgets after T, a measurement takes two to five times T.
+/// The first connections try idle times from --from to --to, all at once. When an idle time fails, ka tries more
+/// between the longest that survived and the shortest that failed, until these two are at most --precision apart. An
+/// idle time counts as failed only if two connections failed. Packets may be lost, so ka sends up to 11 probes before
+/// it calls a connection silent. If the path forgets after T, a measurement takes two to five times T.
 ///
-/// Verdicts: "keeps": the path survived --to. "forgets": the path forgets a connection. It is silent if a NAT or a
-/// firewall drops the probes. It resets the connection if a middlebox answers with RST; a server that was restarted
-/// does the same. "server-closes": the server, or a proxy in front of it, closes idle connections, so the path survives
-/// at least as long. Keepalive does not prevent this. The verdict is also "server-closes" if the server closes or
+/// Verdicts: "keeps": connections survived all idle times up to --to. "forgets": the path forgets a connection.
+/// "forgets, silent": a NAT or a firewall drops the probes. "forgets, reset": a middlebox, or a server that was
+/// restarted, answers with RST. If the reset came without a probe, it can also be an idle timeout of the server.
+/// "server-closes": the server, or a proxy in front of it, closes idle connections. Keepalive does not prevent this.
+/// The path itself keeps connections at least until then. The verdict is also "server-closes" if the server closes or
 /// resets each connection within the first second. "unclear": the results contradict each other, the server sends
 /// packets by itself, the server no longer accepts connections, or a signal ended the measurement.
 ///
 /// A proxy that ends TCP answers the probes itself. ka then measures the path to the proxy. A NAT may forget a
-/// connection, but accept the probe from the inside as a new connection. Only a probe from the server finds such a NAT:
+/// connection, but accept the probe of the client as a new connection. Only a probe from the server finds such a NAT:
 /// run ka measure --serve PORT on the server's machine, and ka measure --from-server HOST:PORT here.
 ///
-/// If standard error is a terminal, ka shows the elapsed and the remaining time there. Otherwise it prints one line per
-/// connection there.
+/// If standard error is a terminal, ka shows the elapsed and the remaining time on it. Otherwise, ka prints one line
+/// per connection on standard error.
 #[derive(Args, Debug)]
 #[command(
     group = ArgGroup::new("role").required(true).args(["server", "serve"]),
@@ -821,13 +826,13 @@ Status: 0: keeps or forgets. 1: server-closes or unclear. 2: the arguments are w
 --serve: 0 after SIGINT or SIGTERM.
 
 JSON keys: An object, printed at the end.
-  target: string. HOST:PORT as it was given.
+  target: string. HOST:PORT as on the command line.
   address: string. Address and port of the server.
   verdict: string. One of keeps, forgets, server-closes, unclear.
-  how: string. Result of the trials that failed. One of silent, reset. null: the verdict is not forgets.
-  survives_s: number, seconds. The longest idle time that a connection survived. null: none did.
-  fails_s: number, seconds. The shortest idle time that a connection did not survive. null: none failed.
-  server_closed_s: number, seconds. The idle time after which the server ended connections. null: it ended none.
+  how: string. Result of the connections that failed. One of silent, reset. null: the verdict is not forgets.
+  survives_s: number, seconds. The longest idle time that a connection survived. null: no connection survived.
+  fails_s: number, seconds. The shortest idle time that a connection did not survive. null: no connection failed.
+  server_closed_s: number, seconds. The idle time after which the server ended connections. null: the server ended none.
   policy: object. The policy for survives_s, as ka plan --path computes it. null: survives_s is null or less than 3.
   policy.idle: integer, seconds. Idle time before the first probe.
   policy.intvl: integer, seconds. Time from an unanswered probe to the next.
@@ -864,8 +869,8 @@ pub(crate) struct MeasureArgs {
     /// less
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
     pub(crate) precision: Option<u32>,
-    /// Send this text on each connection first, for servers that close a silent client soon. It may contain the escapes
-    /// \r, \n, \t, \\ and \xNN
+    /// Send this text on each connection first, for servers that soon close the connection of a silent client. The text
+    /// may contain the escapes \r, \n, \t, \\ and \xNN
     #[arg(long, value_name = "TEXT", value_parser = measure::unescaped, allow_hyphen_values = true)]
     pub(crate) send: Option<measure::FirstBytes>,
     /// Connect from this local address
@@ -881,11 +886,11 @@ pub(crate) struct MeasureArgs {
     #[arg(long, value_name = "N", default_value_t = 12, value_parser = measure::connections,
           allow_negative_numbers = true)]
     pub(crate) connections: usize,
-    /// Let the server send the probes. HOST:PORT must be a ka measure --serve
+    /// Let the server send the probes. A ka measure --serve must run at HOST:PORT
     #[arg(long, conflicts_with = "send")]
     pub(crate) from_server: bool,
-    /// Be the other end of a measurement: keep all connections to this port until SIGINT or SIGTERM comes. Without
-    /// ADDR: to all addresses of this machine
+    /// Run the server of a measurement: keep all connections to this port until SIGINT or SIGTERM comes. Without ADDR,
+    /// accept connections to all addresses of this machine
     #[arg(long, value_name = "[ADDR:]PORT", value_parser = measure::listening_address,
           conflicts_with_all = [
               "from", "to", "precision", "send", "bind", "ipv4", "ipv6", "connections", "from_server", "json",

@@ -438,8 +438,8 @@ impl Findings<'_> {
             Conclusion::ServerCloses if measured.survives.is_none() => {
                 let is_reset = samples.iter().any(|sample| sample.result == TrialResult::Reset);
                 format!(
-                    "The server, or a proxy in front of it, ends each connection at once ({}). If it waits for a \
-                     request, try --send. It may also reject your address. To measure the path without this server, \
+                    "The server, or a proxy in front of it, ends each connection at once ({}). If the server waits \
+                     for a request, try --send. The server may also reject your address. To measure the path without this server, \
                      run ka measure --serve PORT on its machine.",
                     if is_reset { "RST" } else { "FIN" }
                 )
@@ -447,7 +447,7 @@ impl Findings<'_> {
             Conclusion::ServerCloses => {
                 "The server, or a proxy in front of it, closes idle connections (FIN). Keepalive does not prevent \
                  this: change its timeout, or let the program send something more often. The path itself survives at \
-                 least as long. If the server only closes clients that say nothing, try --send. To measure the path \
+                 least as long. If the server only closes clients that send nothing, try --send. To measure the path \
                  without this server, run ka measure --serve PORT on its machine."
                     .to_owned()
             }
