@@ -29,10 +29,10 @@
  * EPERM.
  *
  * Threads and signals. All functions except ka_reaper_* allocate no memory, never wait for a lock, write no log and
- * keep no state, except that ka_probe keeps which sockets other threads are probing. Any thread, a signal handler, and
- * the child of fork(2) may call them. They use at most 1024 bytes of stack on x86-64; ka_beat_sign and ka_beat_verify
- * use 2.5 KiB. A reaper uses memory of malloc(3): only one thread at a time may use it, and no signal handler may use
- * it.
+ * keep no state, except that ka_probe keeps a record of the sockets that are being probed. Any thread, a signal
+ * handler, and the child of fork(2) may call them. They use at most 1024 bytes of stack on x86-64; ka_beat_sign and
+ * ka_beat_verify use 2.5 KiB. A reaper uses memory of malloc(3). Only one thread at a time may use a reaper, and no
+ * signal handler may use it.
  *
  * Versions. struct ka_config and struct ka_status begin with their size in bytes, and a later version may add fields at
  * their end. KA_CONFIG_INIT, KA_CONFIG and KA_STATUS_INIT set size to the size of the struct in the program's header.
@@ -932,48 +932,50 @@ int ka_data_time(const struct ka_config *config,
 int ka_get_status(int fd, struct ka_status *status);
 
 /**
- * Ask the peer of a connection whether it is alive.
+ * Check whether the peer of a connection is alive.
  *
  * The kernel sends one keepalive probe, and the function waits for the answer. Keepalive may be on or off. No data is
- * sent, and the peer's program does not notice the probe. For example, a connection pool checks a connection before
- * it hands it out: after a firewall has silently dropped a connection, only the missing answer shows it.
+ * sent, and the peer's program does not notice the probe. For example, a connection pool checks a connection before it
+ * hands the connection out. If a firewall has silently dropped the connection, only the missing answer shows this.
  *
  *   fd          a connected TCP or MPTCP socket. An MPTCP socket sends a probe on each subflow, and an answer on any
  *               of them counts. Before Linux 5.16, the answer on the first subflow counts.
  *   timeout_ms  the longest wait for the answer, in milliseconds, 0..INT_MAX. Use at least 100 more than the longest
- *               round trip: the kernel sends the probe at one of its next two ticks, which are 1 to 10 ms apart, and
- *               50 ms later if another thread is using the socket. With 0, nothing is sent, and the function only
- *               checks whether a segment has arrived within the last second.
+ *               round trip. The kernel sends the probe at one of its next two ticks, which are 1 to 10 ms apart. If
+ *               another thread is using the socket, the kernel sends it 50 ms later. With 0, nothing is sent, and the
+ *               function only checks whether a segment has arrived within the last second.
  *
- * Returns 1 if a segment has arrived from the peer since the call began, or within the last second before it. In the
- * second case nothing is sent, and the call takes microseconds. The peer's kernel has sent the segment. So 1 does not
- * mean that the peer's program works: the kernel also answers for a frozen process, and a proxy or a load balancer
- * answers for itself. The peer may also have closed its side of the connection. recv(2) with MSG_PEEK | MSG_DONTWAIT
- * shows that: it returns 0.
+ * Returns 1 if a segment has arrived from the peer since the call began, or within the last second before the call. If
+ * it arrived before the call, nothing is sent, and the call takes microseconds. The peer's kernel has sent the
+ * segment. So 1 does not mean that the peer's program works: the kernel also answers for a frozen process, and a proxy
+ * or a load balancer answers for itself. The peer may also have closed its side of the connection. In this case,
+ * recv(2) with MSG_PEEK | MSG_DONTWAIT returns 0 after all data has been read.
  *
  * Returns 0 if nothing has arrived in time. Data that the peer has not acknowledged, or that waits for the peer's
  * window, suspends probes, so no probe is sent. The acknowledgement of the data is then the answer. If the peer keeps
- * its window closed, the kernel sends window probes at growing intervals of up to two minutes. So 0 then does not mean
- * that the peer is dead. ka_get_status reports data in flight.
+ * its window closed, the kernel sends window probes at growing intervals of up to two minutes. So while the window is
+ * closed, 0 does not mean that the peer is dead. ka_get_status reports data in flight.
  *
- * The kernel counts an unanswered probe until something arrives from the peer. If keepalive is on and the peer stays
- * silent, each unanswered probe lets the connection end up to intvl earlier, but not before idle has expired. With a
- * cnt of 1, the connection ends when idle has expired.
+ * An unanswered probe stays in the kernel's count of unanswered probes until a segment arrives from the peer. If
+ * keepalive is on and the peer stays silent, each unanswered probe can make the connection end earlier, by up to
+ * intvl, but not before idle has expired. With a cnt of 1, or a user_timeout of at most idle, the connection ends when
+ * idle has expired.
  *
  * Returns -1 with errno:
  *   EINVAL       timeout_ms is negative.
  *   EBADF        fd is not open, or was opened with O_PATH.
  *   ENOTSOCK     fd is not a socket.
  *   ENOPROTOOPT  fd is a socket, but neither TCP nor MPTCP.
- *   ENOTCONN     fd is a listener, or is not connected, or has no error pending after its connection has ended.
+ *   ENOTCONN     fd is a listener, or is not connected, or its connection has ended and no error is pending.
  *   ETIMEDOUT, ECONNRESET, EPIPE
  *                the connection has ended with an error, which stays pending. The kernel cannot report the error
  *                without clearing it, so errno is derived from the state of the socket. It can differ from the exact
- *                error, which getsockopt(2) with SO_ERROR returns. For example, ECONNABORTED is ECONNRESET here.
+ *                error, which getsockopt(2) with SO_ERROR returns. For example, ka_probe sets ECONNRESET instead of
+ *                ECONNABORTED.
  *   EPERM        a policy in mode force or floor holds the settings of the socket: ka run --via seccomp, ka cgroup.
- *                The shim, ka run with LD_PRELOAD, does not prevent the probe.
- *   ERANGE       idle follows the sysctl net.ipv4.tcp_keepalive_time, whose value cannot be set on a socket, so it
- *                could not be put back. Call ka_enable or ka_apply first.
+ *                The shim (ka run with LD_PRELOAD) does not prevent the probe.
+ *   ERANGE       idle follows the sysctl net.ipv4.tcp_keepalive_time, whose value cannot be set on a socket, so
+ *                idle could not be put back. Call ka_enable or ka_apply first.
  *   EMFILE       the process has no free descriptor.
  *   EOPNOTSUPP   this kernel does not have an option that is needed for this socket.
  *   others       the error of a security policy.

@@ -511,8 +511,8 @@ inline void disable(int fd, std::error_code &ec) noexcept { ec = detail::error(k
 }
 
 /**
- * Asks the peer whether it is alive, and waits up to this time for its answer, in whole milliseconds. Returns false if
- * no answer arrives in time, and if the call fails. ka_probe
+ * Checks whether the peer is alive, and waits for its answer up to `timeout`, in whole milliseconds. Returns false if
+ * no answer arrives in time, or if the call fails. ka_probe
  */
 template <class Rep, class Period>
 [[nodiscard]] bool probe(int fd, std::chrono::duration<Rep, Period> timeout, std::error_code &ec) noexcept {

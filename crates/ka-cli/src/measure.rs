@@ -439,8 +439,8 @@ impl Findings<'_> {
                 let is_reset = samples.iter().any(|sample| sample.result == TrialResult::Reset);
                 format!(
                     "The server, or a proxy in front of it, ends each connection at once ({}). If the server waits \
-                     for a request, try --send. The server may also reject your address. To measure the path without this server, \
-                     run ka measure --serve PORT on its machine.",
+                     for a request, try --send. The server may also reject your address. To measure the path without \
+                     this server, run ka measure --serve PORT on its machine.",
                     if is_reset { "RST" } else { "FIN" }
                 )
             }

@@ -256,7 +256,7 @@ impl SocketProbe {
         Ok(Self { pid: owner(socket)?.pid, inode: socket.entry.inode })
     }
 
-    /// Asks the peer. Returns the result in one word, and in a sentence. This process must have one thread.
+    /// Probes the connection. Returns the result in one word, and in a sentence. This process must have one thread.
     pub fn ask(&self) -> (String, String) {
         let mut report = Report::default();
         let named = NamedProcess::open_all([self.pid], false, &mut report);

@@ -1,4 +1,4 @@
-//! Asks the peer of a connection whether it is alive, by one keepalive probe.
+//! Checks whether the peer of a connection is alive, by one keepalive probe.
 //!
 //! The kernel sends a probe when the keepalive timer fires. A write of `TCP_KEEPIDLE` re-arms the timer, and counts the
 //! time that the connection has already been idle (net/ipv4/tcp.c, `tcp_sock_set_keepidle_locked`). So on a connection
@@ -127,14 +127,14 @@ fn micros(time: Duration) -> u64 {
 }
 
 impl<'fd, K: Kernel> Probe<'fd, K> {
-    /// Prepares a probe. `now` is a time of the caller's clock. The first call of [`Probe::step`] begins it.
+    /// Prepares a probe. `now` is a time of the caller's clock. The first call of [`Probe::step`] begins the probe.
     #[must_use]
     pub const fn new(socket: Socket<'fd, K>, now: Duration) -> Self {
         Self { socket, began: now, looked: now, state: None, stage: Stage::Untriggered }
     }
 
     /// Looks for a sign of life, and triggers the probe at the first call. Returns `None` if there is no answer yet.
-    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then as often as it likes.
+    /// The caller repeats the call: about each millisecond while [`Probe::is_leaving`], and then at any interval.
     ///
     /// # Errors
     /// [`Error::NotTcp`], [`Error::NotConnected`], [`Error::Ended`], [`Error::IdleNotRestorable`],
@@ -340,7 +340,7 @@ impl<K: Kernel> Socket<'_, K> {
 }
 
 impl Socket<'_> {
-    /// Asks the peer whether it is alive, and waits for its answer. Returns `None` if no answer arrives within
+    /// Checks whether the peer is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.
     ///
     /// The wait goes on after a signal. If another thread closes the descriptor meanwhile, the connection stays open

@@ -5,13 +5,13 @@
 //!
 //! - [`attach`]: duplicates the sockets of running processes (pidfd_getfd(2)), and sets the duplicates. [`listing`]
 //!   lists sockets with their owners and settings (sock_diag(7), /proc, and eBPF if the kernel allows it).
-//!   [`ping`] duplicates sockets in the same way, and asks the peers whether they are alive.
+//!   [`ping`] duplicates sockets in the same way, and probes the peers.
 //! - [`seccomp`]: supervises a program from its start. Each of its sockets gets the policy when it connects or listens.
 //! - [`cgroup`]: BPF programs set the sockets of all processes of a cgroup.
 //! - A preloaded library, which is not part of this crate. [`elf`] finds out whether such a library would see the
 //!   sockets of a program.
 //!
-//! [`watch`] reports each connection that ends abnormally, whose it was, and why.
+//! [`watch`] reports each connection that ends abnormally, with its owner and the cause.
 //!
 //! ```standalone_crate
 //! use std::net::TcpListener;

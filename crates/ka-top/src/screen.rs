@@ -26,7 +26,7 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("/", "filter", "filter by a text: ports, PIDs, names, addresses, risks"),
     ("r", "risks", "show only sockets with a risk"),
     ("s", "sort", "sort by the next column; S: the previous one"),
-    ("p", "probe", "ask the peer of the selected connection now"),
+    ("p", "probe", "probe the selected connection now"),
     ("a", "apply", "apply the policy to the selected socket; asks first"),
     ("Space", "pause", "pause and continue"),
     ("R", "", "reverse the order"),

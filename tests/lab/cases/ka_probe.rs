@@ -1,4 +1,4 @@
-//! `ka_probe` asks a peer whether it is alive. By one probe, it must distinguish each kind of dead path from a live one.
+//! `ka_probe` checks by one probe whether a peer is alive. It must distinguish each kind of dead path from a live one.
 //! It must not change the settings and the keepalive of the connection.
 
 use std::io::Write as _;

@@ -210,7 +210,7 @@ def get_status(sock: Socket) -> Status:
 
 
 def probe(sock: Socket, timeout: float = 1.0) -> bool:
-    """Asks the peer whether it is alive, and waits up to timeout seconds for its answer. Returns whether it came.
+    """Checks whether the peer is alive: waits up to timeout seconds for its answer. Returns True if an answer came.
 
     No data is sent: the kernel sends a keepalive probe. If the peer has sent something within the last second, the call
     returns at once. A timeout of 0 sends nothing. Other Python threads run during the call. If the connection has ended,

@@ -1,6 +1,6 @@
 //! Finds out which TCP connections of running processes are alive now. Can end those whose peer is silent.
 //!
-//! ka duplicates the sockets, as [`crate::attach`] does, and asks the peers by keepalive probes ([`ka_core::Probe`]).
+//! ka duplicates the sockets, as [`crate::attach`] does, and sends keepalive probes on them ([`ka_core::Probe`]).
 //! First, workers read the state of each socket. A socket whose lock a program holds is found then, and is left alone.
 //! Then one worker probes all other connections at the same time. A socket is probed once, even if several descriptors
 //! or processes share it.
