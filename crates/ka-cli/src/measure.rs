@@ -487,9 +487,10 @@ impl Findings<'_> {
             );
         } else if self.measurement.conclusion == Conclusion::Keeps {
             limits.push(
-                "A NAT can forget a connection, and accept the probe from the inside as a new one (loose pick-up, the \
-                 default of Linux). It is not found, and data that the server sends first is lost there. To measure \
-                 it, run ka measure --serve PORT on the server's machine, and ka measure --from-server HOST:PORT here.",
+                "A NAT can forget a connection, and accept the probe of the client as a new connection (loose pick-up, \
+                 the default of Linux). This measurement does not find such a NAT, which drops data that the server \
+                 sends first. To find it, run ka measure --serve PORT on the server's machine, and ka measure \
+                 --from-server HOST:PORT here.",
             );
         }
         limits
