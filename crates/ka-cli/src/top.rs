@@ -208,7 +208,8 @@ impl ViewRequest {
                     WatchEvent::Missed(count) | WatchEvent::Unclear(count) => {
                         missed += count;
                         let ends = crate::plural::count(missed, "end");
-                        WatchMessage::Limits(format!("{ends} not shown: ka watch says why")).write(out)?;
+                        WatchMessage::Limits(format!("{ends} not shown: ka watch prints the reason"))
+                            .write(out)?;
                     }
                     WatchEvent::Incomplete(error) => WatchMessage::Limits(error.to_string()).write(out)?,
                 }
@@ -251,7 +252,7 @@ impl SocketProbe {
     /// The reason why ka cannot probe the socket.
     pub fn prepare(socket: &ListedSocket) -> Result<Self, String> {
         if socket.entry.peer.is_none() {
-            return Err("this socket is no connection, so it has no peer to ask".to_owned());
+            return Err("this socket is not a connection, so ka cannot probe it".to_owned());
         }
         Ok(Self { pid: owner(socket)?.pid, inode: socket.entry.inode })
     }

@@ -121,16 +121,19 @@ pub(crate) fn limits(watch: &Watch) -> Option<String> {
         WatchSource::Ebpf => return None,
         WatchSource::Diag => {
             "ka reports a connection when its program closes the socket, or when ka examines the socket, about once a \
-             second; it takes unreachable for retransmission and destroyed for reset, and cannot always tell a reset \
-             from a program that closed the connection with data unread"
+             second; it reports unreachable as retransmission and destroyed as reset, and cannot always distinguish a \
+             reset from a program that closed the connection with data unread"
         }
         WatchSource::Poll => {
             "ka examines the connections about once a second, and misses those that their programs close sooner; it \
-             takes unreachable for retransmission and destroyed for reset"
+             reports unreachable as retransmission and destroyed as reset"
         }
     };
-    let owners =
-        if privilege::may_look_anywhere() { "" } else { "; it knows only the sockets of your own processes" };
+    let owners = if privilege::may_look_anywhere() {
+        ""
+    } else {
+        "; it can examine only the sockets of your own processes"
+    };
     let reasons: Vec<_> =
         watch.refused().iter().map(|(source, error)| format!("{}: {error}", source.name())).collect();
     let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) };
@@ -221,8 +224,8 @@ impl Output {
         if missed.unclear > 0 {
             let ends = count(missed.unclear, "connection");
             warn(format_args!(
-                "watch: {ends} reset or destroyed: without eBPF, ka cannot tell them from others that their programs \
-                 closed at the same time with data unread"
+                "watch: {ends} reset or destroyed: without eBPF, ka cannot distinguish them from connections that \
+                 their programs closed at the same time with data unread"
             ));
         }
         if self.is_json {

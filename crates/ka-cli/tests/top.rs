@@ -444,7 +444,7 @@ fn the_selected_connection_is_probed() {
     pane.expect_text("3 sockets");
     // The listener comes first.
     pane.press(&["p"]);
-    pane.expect_text("this socket is no connection, so it has no peer to ask");
+    pane.expect_text("this socket is not a connection, so ka cannot probe it");
     pane.press(&["Down", "p"]);
     let screen = pane.expect_text(": answered after ");
     let answered = screen.lines().rev().find(|line| line.contains("answered after")).unwrap();

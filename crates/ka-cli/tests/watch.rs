@@ -393,7 +393,7 @@ fn without_ebpf(source: &str) {
     ended.check_errors();
     drop(ended.servers);
     let (_, err) = watching.end(libc::SIGINT);
-    assert!(err.contains("takes unreachable for retransmission"), "{err}");
+    assert!(err.contains("reports unreachable as retransmission"), "{err}");
 }
 
 /// A program that resets a connection of its own when it reads a byte, and keeps the end that was reset.
@@ -550,7 +550,7 @@ fn ordinary_users_watch_their_own_processes() {
     assert_eq!((&event["pid"], &event["cause"]), (&victim.child.id().into(), &"reset".into()), "{event}");
     let (rest, err) = watching.end(libc::SIGTERM);
     assert!(rest.is_empty(), "{rest:?}");
-    assert!(err.contains("; it knows only the sockets of your own processes"), "{err}");
+    assert!(err.contains("; it can examine only the sockets of your own processes"), "{err}");
     assert!(err.contains("ebpf: needs CAP_BPF") && err.lines().count() == 1, "{err}");
 }
 

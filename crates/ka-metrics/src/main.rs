@@ -6,7 +6,7 @@
 //!
 //! **Reasons for a program of its own.** A client can send any bytes. `ka` has capabilities and holds duplicates of other
 //! programs' sockets, so `ka` must not parse these bytes. This program drops all its privileges first, opens no file,
-//! and knows only the numbers that it serves. `ka` must not wait for a slow client either, because it would miss ends of
+//! and has only the numbers that it serves. `ka` must not wait for a slow client either, because it would miss ends of
 //! connections meanwhile.
 //!
 //! [`server`] has the limits on clients, [`request`] the answer to a request, [`text`] the formats.

@@ -67,7 +67,7 @@ fn registry(metrics: &Metrics) -> Registry {
     registry.register("build", "The version of ka", Info::new(version));
     registry.register(
         "watch",
-        "The source from which ka learns that connections end: ebpf, diag or poll",
+        "The source of the reports of ended connections: ebpf, diag or poll",
         Info::new(vec![("source", metrics.source.clone())]),
     );
     let counts = metrics.connections;

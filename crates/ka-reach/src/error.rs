@@ -155,14 +155,14 @@ pub enum Error {
     SocketListBlocked,
     /// The kernel has no list of TCP sockets (sock_diag(7)).
     NoSocketList,
-    /// The machine has more connections than this, and ka does not learn the owners of the others.
+    /// The machine has more connections than this, and ka does not search for the owners of the others.
     TooManyConnections(usize),
     /// The file is neither a regular file nor a folder.
     NotRegularFile,
 
     /// The peer has closed the connection, and the program has not closed its side (CLOSE-WAIT).
     LeftOpen,
-    /// The connection is not established yet, so there is no peer to ask.
+    /// The connection is not established yet, so ka cannot probe it.
     NotEstablished,
     /// A policy holds the settings of the socket, so ka cannot make the kernel send a probe.
     PolicyHeld {
@@ -173,7 +173,7 @@ pub enum Error {
     NoProbe,
     /// Another process of ka probes the connection, or was killed while it did.
     ProbedByAnother,
-    /// A termination signal arrived before the connection was judged.
+    /// A termination signal arrived before ka had a result for the connection.
     Interrupted,
     /// This process did not run for so long that it may have missed answers.
     TooBusy,
@@ -443,7 +443,7 @@ impl fmt::Display for Error {
             ),
             Self::TooManyConnections(most) => write!(
                 f,
-                "more than {most} connections are open: ka does not learn the processes of the others"
+                "more than {most} connections are open: ka does not search for the processes of the others"
             ),
             Self::NotRegularFile => f.write_str("it is not a regular file"),
 

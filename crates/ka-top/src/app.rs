@@ -383,7 +383,7 @@ impl ViewSession {
                         self.actions.push(SocketAction::start(None, || application.apply())?);
                     }
                     KeyCommand::Probe(id, probe) => {
-                        self.view.report("asking the peer");
+                        self.view.report("probing the connection");
                         self.view.probes.insert(id.clone(), "...".to_owned());
                         let ask = || {
                             let (word, sentence) = probe.ask();
@@ -689,7 +689,7 @@ mod tests {
         listener.entry.peer = None;
         let mut view = view(vec![connection(0), connection(1), listener]);
         assert_eq!(press(&mut view, "gp"), KeyCommand::None);
-        assert_eq!(view.message().0, "this socket is no connection, so it has no peer to ask");
+        assert_eq!(view.message().0, "this socket is not a connection, so ka cannot probe it");
         let KeyCommand::Probe(id, _) = press(&mut view, "jjp") else { panic!("no probe") };
         view.probes.insert(id.clone(), "...".to_owned());
         view.finish(Some(id), "0.4ms\nanswered after 0.4 ms");

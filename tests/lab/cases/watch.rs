@@ -167,7 +167,7 @@ fn event(source: Source, line: &str) -> Option<Value> {
     if line.starts_with('{') {
         return Some(serde_json::from_str(line).unwrap());
     }
-    let is_limited = line.contains("takes unreachable for retransmission");
+    let is_limited = line.contains("reports unreachable as retransmission");
     assert!(!is_limited || source != Source::Ebpf, "ka does not use eBPF: {line}");
     None
 }
