@@ -126,7 +126,7 @@ fn a_live_peer_answers_one_probe_and_the_settings_stay() {
         let port = pair.server.local_addr().unwrap().port();
         rules(&format!("tcp dport {port} counter name sent; tcp sport {port} counter name received;"));
         let traffic = || (packets("sent"), packets("received"));
-        assert_eq!(probe(pair.fd(), 0), Ok(0), "{name}: a timeout of 0 only looks");
+        assert_eq!(probe(pair.fd(), 0), Ok(0), "{name}: a timeout of 0 sends no probe");
         assert_eq!(traffic(), (0, 0), "{name}: a timeout of 0 sends nothing");
         assert_eq!(probe(pair.fd(), LONG), Ok(1), "{name}");
         assert_eq!(traffic(), (1, 1), "{name}: a probe and its answer");
@@ -135,7 +135,7 @@ fn a_live_peer_answers_one_probe_and_the_settings_stay() {
         let began = Instant::now();
         assert_eq!((probe(pair.fd(), LONG), probe(pair.fd(), 0)), (Ok(1), Ok(1)), "{name}");
         if began.elapsed() < Duration::from_millis(500) {
-            assert_eq!(traffic(), (1, 1), "{name}: the peer was heard within the last second");
+            assert_eq!(traffic(), (1, 1), "{name}: a segment arrived within the last second");
         }
         assert_eq!(keepalive_options(pair.fd()), before, "{name}");
     }
@@ -258,8 +258,8 @@ fn a_reset_in_answer_to_the_probe_is_reported_and_the_settings_stay() {
 }
 
 #[test]
-fn data_in_flight_is_the_probe() {
-    if !in_own_network_namespace("data_in_flight_is_the_probe") {
+fn an_acknowledgement_of_data_in_flight_is_an_answer() {
+    if !in_own_network_namespace("an_acknowledgement_of_data_in_flight_is_an_answer") {
         return;
     }
     let mut pair = Pair::new();
@@ -531,8 +531,8 @@ fn only_the_idle_time_stops_following_its_sysctl() {
 }
 
 #[test]
-fn a_process_without_a_free_descriptor_can_only_look() {
-    if !in_own_network_namespace("a_process_without_a_free_descriptor_can_only_look") {
+fn without_a_free_descriptor_only_a_recent_segment_is_found() {
+    if !in_own_network_namespace("without_a_free_descriptor_only_a_recent_segment_is_found") {
         return;
     }
     // The first call opens files, and may take long.

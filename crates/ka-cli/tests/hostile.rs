@@ -257,8 +257,8 @@ fn with_result(out: &str, result: &str) -> Vec<Value> {
 }
 
 #[test]
-fn ping_judges_other_connections_while_a_lock_is_held() {
-    if !in_own_namespaces("ping_judges_other_connections_while_a_lock_is_held") || !has_attackers() {
+fn ping_probes_other_connections_while_a_lock_is_held() {
+    if !in_own_namespaces("ping_probes_other_connections_while_a_lock_is_held") || !has_attackers() {
         return;
     }
     let _before = Holder::start(&mut Command::new(holder()));

@@ -296,7 +296,7 @@ fn a_nat_with_loose_pick_up_is_found_from_the_server() {
 }
 
 #[test]
-fn a_path_that_keeps_is_found_without_privileges_and_closed_politely() {
+fn a_path_that_keeps_is_found_without_privileges_and_its_connections_end_with_fin() {
     let open = Arc::new(AtomicUsize::new(0));
     let most = Arc::new(AtomicUsize::new(0));
     let ends = Arc::new(Mutex::new(Vec::new()));
@@ -669,7 +669,7 @@ fn serve_counts_the_addresses_of_an_ipv6_network_together() {
 }
 
 #[test]
-fn the_server_probes_if_it_is_asked_to() {
+fn from_server_makes_the_server_send_the_probes() {
     let serve = Serve::start("127.0.0.1:");
     let args = ["--from", "1s", "--to", "3200ms", "--from-server"];
     let address = serve.address.to_string();

@@ -402,8 +402,8 @@ fn only_get_and_head_of_the_metrics_are_answered() {
 }
 
 #[test]
-fn ka_listens_only_where_it_is_told_to() {
-    if !in_own_network_namespace("ka_listens_only_where_it_is_told_to") {
+fn ka_listens_only_at_the_given_address() {
+    if !in_own_network_namespace("ka_listens_only_at_the_given_address") {
         return;
     }
     let addresses =

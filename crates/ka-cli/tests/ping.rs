@@ -275,8 +275,8 @@ fn connections_that_cannot_be_probed_are_explained() {
 }
 
 #[test]
-fn unacknowledged_data_counts_as_a_question() {
-    if !in_own_network_namespace("unacknowledged_data_counts_as_a_question") {
+fn an_acknowledgement_of_data_in_flight_is_an_answer() {
+    if !in_own_network_namespace("an_acknowledgement_of_data_in_flight_is_an_answer") {
         return;
     }
     let (client, server) = connection();

@@ -323,8 +323,8 @@ fn is_allowed() -> bool {
 }
 
 #[test]
-fn each_cause_is_told_apart_by_ebpf() {
-    if !is_allowed() || !in_own_network_namespace("each_cause_is_told_apart_by_ebpf") {
+fn ebpf_reports_the_exact_cause_of_each_end() {
+    if !is_allowed() || !in_own_network_namespace("ebpf_reports_the_exact_cause_of_each_end") {
         return;
     }
     let mut watching = Watching::json(&["--source", "ebpf"]);

@@ -69,7 +69,7 @@ pub fn cases() -> Vec<Case> {
         ),
         case("a_router_that_does_not_answer_arp_is_unreachable", "unreachable", router_is_gone),
         case(
-            "destroyed_connections_are_told_apart",
+            "destroyed_connections_are_distinguished_from_reset_ones",
             "destroyed, by ss -K and by ka ping --destroy",
             destroyed,
         ),
@@ -464,7 +464,7 @@ fn destroyed(story: &mut Story) {
         ping.args(["ping", "--destroy", "--timeout", "2s", &program.pid().to_string()]).output().unwrap();
     // 1: a connection was silent
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(program.line(&["ECONNABORTED"], 5.0).is_some(), "the program was not told");
+    assert!(program.line(&["ECONNABORTED"], 5.0).is_some(), "the program got no ECONNABORTED");
     let locals = [kept.local.clone(), local.to_string()];
     for watching in &mut watchings {
         watching.wait(&locals);
