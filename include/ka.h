@@ -653,8 +653,8 @@ int ka_apply(int fd,
  *   fd      a TCP or MPTCP socket in any state.
  *   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
  *           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
- *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
- *           the same case, before Linux 6.15, and if a security policy forbids reading it.
+ *           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP on
+ *           such an MPTCP socket, before Linux 6.15, and if a security policy forbids reading it.
  *
  * ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
  * socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with
@@ -889,15 +889,15 @@ int ka_detect_time(const struct ka_config *config,
  * the time that net.ipv4.tcp_retries2 retransmissions take (tcp_model_timeout). It sends no keepalive probes
  * meanwhile. keepalive, idle, intvl and cnt have no effect on this time, except through KA_AUTO.
  *
- *   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If a sysctl cannot be read,
- *               tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
+ *   config      the policy. If rto_max is KA_KEEP, the value of net.ipv4.tcp_rto_max_ms is used. If a sysctl
+ *               cannot be read, 15 is used for tcp_retries2 and 120000 for tcp_rto_max_ms.
  *   typical_ms  receives the milliseconds. With a user_timeout this is the user timeout.
  *   worst_ms    receives typical_ms plus one rto_max, because the kernel checks the time only when a retransmission
  *               is due.
  *
  * Two delays are not included. The first retransmission follows the first transmission after the round-trip time and
- * 200 ms or a little more. The last retransmission may be late by up to an eighth of rto_max, as any timer of the
- * kernel.
+ * 200 ms or a little more. Like each timer of the kernel, that of the last retransmission may be late, by up to an
+ * eighth of rto_max.
  *
  * Returns 0, or -1 with errno:
  *   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; user_timeout or rto_max is KA_AUTO,

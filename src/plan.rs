@@ -124,15 +124,15 @@ pub unsafe extern "C" fn ka_detect_time(
 /// the time that net.ipv4.tcp_retries2 retransmissions take (tcp_model_timeout). It sends no keepalive probes
 /// meanwhile. keepalive, idle, intvl and cnt have no effect on this time, except through KA_AUTO.
 ///
-///   config      the policy. An rto_max of KA_KEEP is that of net.ipv4.tcp_rto_max_ms. If a sysctl cannot be read,
-///               tcp_retries2 is taken as 15 and tcp_rto_max_ms as 120000.
+///   config      the policy. If rto_max is KA_KEEP, the value of net.ipv4.tcp_rto_max_ms is used. If a sysctl
+///               cannot be read, 15 is used for tcp_retries2 and 120000 for tcp_rto_max_ms.
 ///   typical_ms  receives the milliseconds. With a user_timeout this is the user timeout.
 ///   worst_ms    receives typical_ms plus one rto_max, because the kernel checks the time only when a retransmission
 ///               is due.
 ///
 /// Two delays are not included. The first retransmission follows the first transmission after the round-trip time and
-/// 200 ms or a little more. The last retransmission may be late by up to an eighth of rto_max, as any timer of the
-/// kernel.
+/// 200 ms or a little more. Like each timer of the kernel, that of the last retransmission may be late, by up to an
+/// eighth of rto_max.
 ///
 /// Returns 0, or -1 with errno:
 ///   EINVAL       an argument is NULL; ka_apply would reject config with EINVAL; user_timeout or rto_max is KA_AUTO,

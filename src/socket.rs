@@ -395,8 +395,8 @@ pub unsafe extern "C" fn ka_apply(fd: c_int, config: *const ka_config) -> c_int 
 ///   fd      a TCP or MPTCP socket in any state.
 ///   config  receives the settings. Its size must be set (KA_CONFIG_INIT). keepalive is KA_ON or KA_OFF. A timer that
 ///           has not been set on this socket has the value of its sysctl. user_timeout is KA_NONE if there is none,
-///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP in
-///           the same case, before Linux 6.15, and if a security policy forbids reading it.
+///           and KA_KEEP if the kernel cannot report it (MPTCP that has not fallen back to TCP). rto_max is KA_KEEP on
+///           such an MPTCP socket, before Linux 6.15, and if a security policy forbids reading it.
 ///
 /// ka_apply accepts the result and sets the same values again, unless a sysctl holds a value that cannot be set on a
 /// socket. A sysctl of 0 or -1 is reported as KA_KEEP. ka_apply rejects other such values, for example 86400, with

@@ -21,7 +21,7 @@ pub enum SockOpt {
     Type,
     /// `TCP_INFO`: the state of the connection.
     Info,
-    /// `SO_COOKIE`: the number by which the kernel knows a socket. Linux 4.12 and later have it.
+    /// `SO_COOKIE`: the number by which the kernel identifies a socket. Linux 4.12 and later have it.
     Cookie,
     /// `MPTCP_TCPINFO`: the state of each subflow of a Multipath TCP connection. Linux 5.16 and later have it.
     Subflows,

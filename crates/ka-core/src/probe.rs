@@ -343,7 +343,7 @@ impl Socket<'_> {
     /// Checks whether the peer is alive, and waits for its answer. Returns `None` if no answer arrives within
     /// `timeout`. If `timeout` is zero, no probe is sent, and only [`Alive::Recently`] is found.
     ///
-    /// The wait goes on after a signal. If another thread closes the descriptor meanwhile, the connection stays open
+    /// A signal does not end the wait. If another thread closes the descriptor meanwhile, the connection stays open
     /// until this call returns, because the call uses a duplicate.
     ///
     /// # Errors

@@ -148,7 +148,7 @@ impl<K: Kernel> Socket<'_, K> {
         if self.timer(timer)? == value { Ok(()) } else { Err(Error::PolicyHeld) }
     }
 
-    /// Returns the number by which the kernel knows this socket, or 0 before Linux 4.12.
+    /// Returns the number by which the kernel identifies this socket, or 0 before Linux 4.12.
     pub(crate) fn cookie(&self) -> u64 {
         let mut cookie = [0; size_of::<u64>()];
         let _ = self.kernel.get(self.fd, SockOpt::Cookie, &mut cookie);

@@ -44,7 +44,7 @@ struct Connection {
     refused: Option<(SockOpt, i32)>,
 }
 
-/// Keepalive is on with 60,10,5, and the peer was last heard 5 s ago.
+/// Keepalive is on with 60,10,5, and the last segment of the peer arrived 5 s ago.
 const IDLE: Connection = Connection {
     state: ESTABLISHED,
     probes: 0,

@@ -196,7 +196,7 @@ impl Lister {
     }
 }
 
-/// A connection, as the kernel finds it. The cookie tells it from a later connection with the same addresses.
+/// A connection, as the kernel finds it. The cookie distinguishes it from a later connection with the same addresses.
 pub(crate) struct ConnectionId {
     pub(crate) local: SocketAddr,
     pub(crate) peer: SocketAddr,

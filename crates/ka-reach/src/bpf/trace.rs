@@ -5,8 +5,8 @@
 //!
 //! - `sk_err` has the error that the program's next call gets. All ways to end a connection abnormally set it before:
 //!   `tcp_reset`, `tcp_write_err` and `tcp_abort`. If the connection ended by FINs, it is 0.
-//! - The state before is known, so a failed connect(2) can be told from the end of a connection. The tracepoint
-//!   `sock:inet_sk_error_report` comes after the change and does not know it.
+//! - The state before is known, so a failed connect(2) can be distinguished from the end of a connection. At the
+//!   tracepoint `sock:inet_sk_error_report`, that state is already lost.
 //! - The counters of unanswered probes and retransmissions, and the times, are those that made the kernel give up. The
 //!   write queue is empty already (Linux 6.11 and later), but `snd_una` and `write_seq` still say whether data was
 //!   unacknowledged.
