@@ -1,11 +1,11 @@
 //! `ka-top` draws the live view of `ka top`.
 //!
-//! The library ka-cli reads the arguments and knows the rows. This program has the parts that the other commands do not
-//! need: the terminal ([`terminal`]), the list with its order, filter and selection ([`list`]), the picture
+//! The library ka-cli reads the arguments and formats the rows. This program has the parts that the other commands do
+//! not need: the terminal ([`terminal`]), the list with its order, filter and selection ([`list`]), the picture
 //! ([`screen`]) and the keys ([`app`]).
 //!
-//! **Processes.** A listing can take seconds, if a program holds the lock of a socket. So a process of its own makes
-//! the listings ([`helper`]), and the view reacts to keys in the meantime. Both have one thread, because the worker
+//! **Processes.** A listing can take seconds, if a program holds the lock of a socket. So a separate process makes the
+//! listings ([`helper`]), and the view reacts to keys in the meantime. Both have one thread, because the worker
 //! processes of ka-reach need that.
 
 #![deny(unsafe_code)] // except in items that give the reason with `expect`

@@ -27,7 +27,7 @@ const KEYS: [(&str, &str, &str); 13] = [
     ("r", "risks", "show only sockets with a risk"),
     ("s", "sort", "sort by the next column; S: the previous one"),
     ("p", "probe", "probe the selected connection now"),
-    ("a", "apply", "apply the policy to the selected socket; asks first"),
+    ("a", "apply", "apply the policy to the selected socket after a question"),
     ("Space", "pause", "pause and continue"),
     ("R", "", "reverse the order"),
     ("Esc", "", "show all sockets again"),

@@ -1,10 +1,10 @@
 //! The open connections, and the processes that have them.
 //!
 //! After the end of a connection, its owner often closes the socket within microseconds. From then on, the kernel does
-//! not tell who had the socket. So ka learns the owners while the connections are open. It lists the connections again
-//! and again: sock_diag(7) has the cookie and the inode of each socket. If there are new ones, ka searches /proc for the
-//! processes that have these inodes. It stores each owner under the cookie of the socket. So neither a reused inode nor
-//! a reused PID leads to a wrong owner.
+//! not report the owner of the socket. So ka finds the owners while the connections are open. It lists the connections
+//! again and again: sock_diag(7) has the cookie and the inode of each socket. If there are new ones, ka searches /proc
+//! for the processes that have these inodes. It stores each owner under the cookie of the socket. So neither a reused
+//! inode nor a reused PID leads to a wrong owner.
 //!
 //! **Cost.** The time until the next list depends on the processor time of the last one. So lists take at most 0.8 % of a
 //! core ([`LIST_PAUSE`]). ka searches /proc only if there are new connections, and with at most 4 % of a core
@@ -79,9 +79,9 @@ pub(super) struct Connection {
 
 /// The network namespaces to watch.
 pub enum Namespaces {
-    /// These. The calling thread may be in one of them. If empty, the one that the calling thread is in.
+    /// These namespaces. The calling thread may be in one of them. If empty, the namespace of the calling thread.
     Some(Vec<Namespace>),
-    /// All that contain processes, also those that are created later.
+    /// All namespaces that contain processes, also those that are created later.
     All,
 }
 

@@ -12,7 +12,8 @@ use crate::listing::SocketOwner;
 pub enum Cause {
     /// As many keepalive probes as the count were unanswered.
     Keepalive,
-    /// `TCP_USER_TIMEOUT` ended it: while data was unacknowledged, or at another count of probes than `TCP_KEEPCNT`.
+    /// `TCP_USER_TIMEOUT` ended the connection. Data was unacknowledged, or more or fewer probes than `TCP_KEEPCNT`
+    /// were unanswered.
     UserTimeout,
     /// Sent data stayed unacknowledged until the kernel gave up (net.ipv4.tcp_retries2), or a closed window was probed
     /// as often.
@@ -22,7 +23,7 @@ pub enum Cause {
     /// Sent data stayed unacknowledged until the kernel gave up, and the network reported the peer or the route as
     /// unreachable.
     Unreachable,
-    /// A program on this machine ended it with `SOCK_DESTROY`, such as `ss -K` and `ka ping --destroy`.
+    /// A program on this machine ended the connection with `SOCK_DESTROY`, such as `ss -K` and `ka ping --destroy`.
     Destroyed,
 }
 
@@ -83,7 +84,7 @@ pub struct Death {
     pub time: SystemTime,
     /// The cause of the end.
     pub cause: Cause,
-    /// The process with the lowest PID that had the socket. `None` if ka could not learn it before the process closed
+    /// The process with the lowest PID that had the socket. `None` if ka could not find it before the process closed
     /// the socket, or may not inspect the process.
     pub owner: Option<SocketOwner>,
     /// The local address.

@@ -1,7 +1,7 @@
 //! Reports each TCP connection that ends abnormally, with its owner and the cause.
 //!
-//! The kernel knows the cause, but tells the program only an error, which few programs log. ka has three sources. Each
-//! has its own limits, and [`Watch::start`] uses the first one that the kernel allows:
+//! The kernel has the cause of an end, but reports only an error to the program, and few programs log it. ka has three
+//! sources. Each has its own limits, and [`Watch::start`] uses the first one that the kernel allows:
 //!
 //! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the
 //!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON.
@@ -11,13 +11,14 @@
 //!   socket, ka examines a duplicate (`examine`). ka misses a connection that its program closes before the next list.
 //!
 //! With the last two sources, ka does not read the error of a socket, because a read of SO_ERROR would take the error
-//! from the program. ka only sees that there is an error, and derives the cause from `TCP_INFO`:
+//! from the program. ka only finds out that there is an error, and derives the cause from `TCP_INFO`:
 //!
 //! - A connection that was destroyed looks like one that was reset.
 //! - A connection whose peer the network reported as unreachable looks like one whose peer was silent.
 //! - A connection that its program had shut down before a reset came looks like one that was in use.
 //!
-//! The kernel does not keep the TTL of a reset. So no source can tell a reset of the peer from one of a middlebox.
+//! The kernel does not keep the TTL of a reset. So no source can distinguish a reset of the peer from one of a
+//! middlebox.
 //!
 //! The owner of a connection comes from earlier lists (`connections`). With eBPF, a socket still has its inode when its
 //! end is recorded. So if the owner is unknown, ka searches /proc for it at once.
@@ -69,21 +70,21 @@ pub enum WatchEvent {
     Died(Death),
     /// The kernel dropped this number of reports, because ka did not read them in time.
     Missed(usize),
-    /// This number of connections were reset or destroyed. The source cannot tell which ones, because programs closed
-    /// others with data unread at the same time.
+    /// This number of connections were reset or destroyed. The source does not show which connections, because programs
+    /// closed others with data unread at the same time.
     Unclear(usize),
     /// A part of the connections is unknown from now on, for this reason.
     Incomplete(Error),
 }
 
-/// The way in which a [`Watch`] learns that connections end.
+/// The source from which a [`Watch`] gets the ends of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchSource {
     /// A BPF program at a tracepoint.
     Ebpf,
     /// The kernel's reports of destroyed sockets.
     Diag,
-    /// Repeated looks at sockets of other processes.
+    /// Repeated examinations of the sockets of other processes.
     Poll,
 }
 
@@ -391,9 +392,9 @@ impl WatchFilter {
 
 /// Returns whether a connection ended abnormally.
 ///
-/// If the program has shut down both directions, it wants the connection to end, and a reset is a normal end. shutdown(2)
-/// changes the state at once. So if both directions are shut down but the state is that of an open connection, close(2) is
-/// aborting the connection. The error is then an older one that the program has not read.
+/// If the program has shut down both directions, it has ended the connection itself, and a reset is a normal end.
+/// shutdown(2) changes the state at once. So if both directions are shut down but the state is that of an open
+/// connection, close(2) is aborting the connection. The error is then an older one that the program has not read.
 fn is_abnormal(record: &TraceRecord) -> bool {
     let is_reset = matches!(record.errno, libc::ECONNRESET | libc::EPIPE);
     let is_open = matches!(record.state, State::Established | State::CloseWait);
