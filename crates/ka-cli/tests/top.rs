@@ -425,6 +425,7 @@ fn the_policy_is_applied_to_the_selected_socket_after_a_question() {
     }
     pane.expect_text("5 sockets: 1 on, 4 off");
     pane.press(&["q"]);
+    pane.expect("the shell", |screen| screen.trim_end().ends_with('$'));
     // The command that the question named sets the same socket.
     let dry = command.replacen("ka attach", "KA attach --dry-run", 1);
     pane.run(&format!("clear; {dry} --verbose"));
