@@ -250,7 +250,7 @@ sockets[].pid is the key pid of each object in the array sockets.
   policy: string. The policy, as a text that --policy takes. null: with --undo.
   mode: string. One of force, floor, default. null: with --undo.
   not_found: integer, sockets. With --undo: how many sockets of FILE are closed, or belong to a process that has ended.
-  denied: integer, processes. With --all and --user: how many processes ka may not examine.
+  denied: integer, processes. With --all and --user: the number of processes that ka has no right to examine.
   skipped: integer, processes. With --all and --user: how many processes KA_SKIP names.
   sockets_left: integer, sockets. How many sockets ka had not set when a signal came.
   processes_left: integer, processes. How many processes ka had not examined when a signal came.
@@ -262,7 +262,7 @@ sockets[].pid is the key pid of each object in the array sockets.
   others[].mode: string. One of force, floor, default.
   others[].rules: integer, rules. How many rules KA_RULES has for the process.
   sockets: array of objects. The sockets, and the processes that ka could not examine.
-  sockets[].pid: integer. A process that has the socket. null: no process has it, or ka may not know which.
+  sockets[].pid: integer. A process that has the socket. null: no process has it, or ka has no right to find it.
   sockets[].fd: integer. The descriptor of the socket in that process. null: the object is about the whole process, or \
   pid is null.
   sockets[].inode: integer. The inode number of the socket. null: unknown.
@@ -270,7 +270,7 @@ sockets[].pid is the key pid of each object in the array sockets.
   sockets[].local: string. Local address and port. null: unknown.
   sockets[].peer: string. Address and port of the peer. null: not connected, or unknown.
   sockets[].result: string. One of set, would-set, unchanged, failed, denied. would-set: on a dry run. denied: with \
-  --all and --user, ka may not examine the process.
+  --all and --user, ka has no right to examine the process.
   sockets[].before: object. The settings before ka set the socket. null: unknown.
   sockets[].before.keepalive: boolean. Whether keepalive was on.
   sockets[].before.idle: integer, seconds. TCP_KEEPIDLE.
@@ -366,8 +366,8 @@ pub(crate) enum AttachVia {
 /// List TCP sockets with their processes and keepalive settings
 ///
 /// The list shows whether keepalive is on, its timers, when the next probe is due, and how many probes had no answer.
-/// If ka may not read a socket, it prints the values in the kernel's list of sockets, and ? for the rest. Run ka as
-/// root to see all.
+/// If ka has no right to read a socket, it prints the values in the kernel's list of sockets, and ? for the rest. Run
+/// ka as root to see all.
 ///
 /// Without --netns and --all-netns, ka lists only the network namespace that it runs in. A container usually has its
 /// own. With PIDs, ka lists the network namespaces that these processes are in. If such a process also has sockets of
@@ -409,7 +409,8 @@ ka could list nothing.
 JSON keys: An array with an object per socket.
   netns: string. The network namespace, as in the column NETNS. null: ka lists only the network namespace that \
   it runs in, and neither --netns nor --all-netns is given.
-  pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka may not know which.
+  pid: integer. The process with the lowest PID that has the socket. null: no process has it, or ka has no right to \
+  find it.
   fd: integer. The lowest descriptor of the socket in that process. null: as for pid.
   comm: string. The name of that process. null: as for pid, or ka cannot read the name.
   others: array of integers. PIDs of the other processes that have the socket. With PID arguments, only those of the \
