@@ -700,7 +700,7 @@ fn from_server_makes_the_server_send_the_probes() {
     });
     let (status, _, err) = outcome(ka().args(["measure", "--from-server", &newer]));
     assert_eq!(status, 2, "{err}");
-    assert!(err.contains(r"is of another version: this server has \x1b[31mversion 2"), "{err}");
+    assert!(err.contains(r"is of another version: this server has \u{1b}[31mversion 2"), "{err}");
 }
 
 #[test]
