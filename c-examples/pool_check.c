@@ -3,7 +3,7 @@
  *
  * A small connection pool that checks each connection before it hands it out. Sends each line of standard input over a
  * connection of the pool, and prints the answer of the server, which must return each line, as tcp_keepalive_server
- * does. Prints which connection it uses, and why it throws one away.
+ * does. Prints the number of each connection that it uses or throws away, and the reason.
  */
 #include <err.h>
 #include <errno.h>
@@ -35,7 +35,7 @@ struct pool {
     struct idle_connection idle[MOST]; /* the last one was used most recently */
 };
 
-/* Returns why a connection must not be used any more, or NULL if it is good. */
+/* Returns the reason why a connection must not be used any more, or NULL if it is good. */
 static const char *why_unusable(const struct pool *pool, const struct idle_connection *connection)
 {
     char byte;

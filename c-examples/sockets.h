@@ -33,7 +33,8 @@ struct addrinfo *resolve(const char *host, int port, const char **why);
  * fails. */
 int connect_to(const struct addrinfo *addresses, const struct keepalive_options *options);
 
-/* Returns how a connection ended, from the errno of read(2) or write(2). 0 means that the peer has closed it. */
+/* Describes how a connection ended, such as "left", from the errno of read(2) or write(2). 0 means that the peer has
+ * closed the connection. */
 const char *ending(int error);
 
 #endif

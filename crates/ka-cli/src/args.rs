@@ -790,9 +790,9 @@ pub(crate) struct CheckArgs {
 /// Measure how long the path to a server may be idle
 ///
 /// NATs, firewalls and load balancers forget idle connections. ka opens connections to the server, leaves each idle for
-/// a different time, and then makes the kernel send keepalive probes. An idle time survives if the server answers after
-/// it, and otherwise it fails. ka prints the policy for the longest idle time that survives. The server needs no
-/// program of ka, because its kernel answers. ka needs no privileges.
+/// a different time, and then makes the kernel send keepalive probes. A connection survives an idle time if the server
+/// still answers afterwards. ka prints the longest idle time that connections survive, and the policy for it. The
+/// server needs no program of ka, because its kernel answers. ka needs no privileges.
 ///
 /// The first connections try idle times from --from to --to, all at once. When an idle time fails, ka tries more
 /// between the longest that survived and the shortest that failed, until these two are at most --precision apart. An

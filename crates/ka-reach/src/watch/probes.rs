@@ -16,7 +16,7 @@ impl ProbeCounter {
         Self { file: File::open("/proc/thread-self/net/netstat").ok(), last: 0 }
     }
 
-    /// Returns how many probes the kernel has sent since the last call. The first call returns the number since the
+    /// Returns the number of probes that the kernel has sent since the last call, or for the first call, since the
     /// namespace was created.
     pub(super) fn more(&mut self) -> u64 {
         let Some(now) = self.file.as_ref().and_then(read) else { return 0 };
