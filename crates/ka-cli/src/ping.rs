@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ka_reach::attach::{NamedProcess, Processes, Report};
 use ka_reach::escape::{lossless, visible};
-use ka_reach::ping::{Destroy, Destroyed, Life, Ping, PingedConnection, Progress, Questions};
+use ka_reach::ping::{Destroy, Destroyed, Ping, PingRequest, PingResult, PingedConnection, Progress};
 use ka_reach::reason::reason;
 use ka_reach::signal;
 use serde::Serialize;
@@ -40,7 +40,7 @@ pub(crate) fn ping(args: &args::PingArgs) -> CommandResult {
             .filter_map(|result| Some(format!("process {}: {}", result.pid?, result.error.as_ref()?)));
         return Err(failure(&wrong.collect::<Vec<_>>().join("; ")));
     }
-    let questions = Questions {
+    let request = PingRequest {
         timeout: Duration::from_millis(args.timeout.into()),
         count: args.count,
         destroy: match (args.destroy, args.dry_run) {
@@ -50,12 +50,12 @@ pub(crate) fn ping(args: &args::PingArgs) -> CommandResult {
         },
     };
     let termination = signal::termination_or_hangup().map_err(|error| failure(&reason(&error)))?;
-    let mut ping = Ping::new(questions, processes, report);
+    let mut ping = Ping::new(request, processes, report);
     ping.port = args.port;
     ping.termination = Some(termination.as_fd());
     let (mut line, began) = (ProgressLine::new(), Instant::now());
     let result = ping.run(|progress| {
-        line.show(&progress_text(progress, questions.timeout.saturating_sub(began.elapsed())));
+        line.show(&progress_text(progress, request.timeout.saturating_sub(began.elapsed())));
     });
     line.clear();
     result.map_err(|error| failure(&format_args!("--destroy: {error}")))?;
@@ -111,9 +111,9 @@ fn print(is_json: bool, ping: &mut Ping<'_>) -> io::Result<()> {
 
 /// Returns the exit status. A monitor must not mistake connections that ka could not judge for alive ones.
 fn status(ping: &Ping<'_>) -> i32 {
-    let is_down = |life: &Life| matches!(life, Life::Silent { .. } | Life::Dead(_));
-    let is_unknown = |life: &Life| matches!(life, Life::Skipped(_));
-    let any = |is: fn(&Life) -> bool| ping.connections.iter().any(|connection| is(&connection.life));
+    let is_down = |result: &PingResult| matches!(result, PingResult::Silent { .. } | PingResult::Dead(_));
+    let is_unknown = |result: &PingResult| matches!(result, PingResult::Skipped(_));
+    let any = |is: fn(&PingResult) -> bool| ping.connections.iter().any(|connection| is(&connection.result));
     let Report { not_asked, not_examined, results, .. } = &ping.report;
     if any(is_down) {
         FOUND
@@ -141,24 +141,24 @@ struct PingRow<'a> {
 
 impl<'a> From<&'a PingedConnection> for PingRow<'a> {
     fn from(connection: &'a PingedConnection) -> Self {
-        let PingedConnection { pid, fd, comm, local, peer, life, .. } = connection;
+        let PingedConnection { pid, fd, comm, local, peer, result, .. } = connection;
         Self {
             pid: *pid,
             fd: Some(*fd),
             comm: comm.as_deref().map(lossless),
             local: *local,
             peer: *peer,
-            result: match life {
-                Life::Answered { .. } => "answered",
-                Life::Silent { .. } => "silent",
-                Life::Dead(_) => "dead",
-                Life::Skipped(_) | Life::Gone => "skipped",
+            result: match result {
+                PingResult::Answered { .. } => "answered",
+                PingResult::Silent { .. } => "silent",
+                PingResult::Dead(_) => "dead",
+                PingResult::Skipped(_) | PingResult::Gone => "skipped",
             },
-            rtt_ms: match life {
-                Life::Answered { rtt_us } => Some(f64::from(*rtt_us) / 1000.0),
+            rtt_ms: match result {
+                PingResult::Answered { rtt_us } => Some(f64::from(*rtt_us) / 1000.0),
                 _ => None,
             },
-            error: error(life),
+            error: error(result),
         }
     }
 }
@@ -169,7 +169,7 @@ pub(crate) fn describe(connection: &PingedConnection, timeout: Duration) -> (Str
     match (rtt_ms, error) {
         (Some(rtt), _) => (format!("{rtt:.1}ms"), format!("{result} after {rtt:.1} ms")),
         (None, Some(error)) => (result.to_owned(), format!("{result}: {error}")),
-        (None, None) if matches!(connection.life, Life::Silent { .. }) => {
+        (None, None) if matches!(connection.result, PingResult::Silent { .. }) => {
             (result.to_owned(), format!("{result}: no answer within {timeout:?}"))
         }
         (None, None) => (result.to_owned(), format!("{result}: the process has closed the socket")),
@@ -177,10 +177,10 @@ pub(crate) fn describe(connection: &PingedConnection, timeout: Duration) -> (Str
 }
 
 /// Returns the text that explains a result. `None` if its name says all.
-fn error(life: &Life) -> Option<String> {
-    match life {
-        Life::Answered { .. } | Life::Gone => None,
-        Life::Silent { in_flight, destroyed } => {
+fn error(result: &PingResult) -> Option<String> {
+    match result {
+        PingResult::Answered { .. } | PingResult::Gone => None,
+        PingResult::Silent { in_flight, destroyed } => {
             let destroyed = match destroyed {
                 None => None,
                 Some(Destroyed::Done) => Some(
@@ -196,9 +196,9 @@ fn error(life: &Life) -> Option<String> {
             let parts: Vec<_> = destroyed.into_iter().chain(in_flight).collect();
             (!parts.is_empty()).then(|| parts.join("; "))
         }
-        Life::Dead(Some(errno)) => Some(reason(&io::Error::from_raw_os_error(*errno))),
-        Life::Dead(None) => Some("it has ended, and the program has already read the error".to_owned()),
-        Life::Skipped(error) => Some(error.to_string()),
+        PingResult::Dead(Some(errno)) => Some(reason(&io::Error::from_raw_os_error(*errno))),
+        PingResult::Dead(None) => Some("it has ended, and the program has already read the error".to_owned()),
+        PingResult::Skipped(error) => Some(error.to_string()),
     }
 }
 
@@ -219,10 +219,10 @@ fn write_table(out: &mut impl Write, connections: &[PingedConnection]) -> io::Re
 fn cells(connection: &PingedConnection) -> Vec<Cell> {
     let row = PingRow::from(connection);
     let end = |end: Option<SocketAddr>| end.map_or_else(|| "-".into(), |end| end.to_string().into());
-    let paint = match connection.life {
-        Life::Answered { .. } => Paint::Good,
-        Life::Silent { .. } | Life::Dead(_) => Paint::Bad,
-        Life::Skipped(_) | Life::Gone => Paint::Warning,
+    let paint = match connection.result {
+        PingResult::Answered { .. } => Paint::Good,
+        PingResult::Silent { .. } | PingResult::Dead(_) => Paint::Bad,
+        PingResult::Skipped(_) | PingResult::Gone => Paint::Warning,
     };
     vec![
         table::holder(connection.comm.as_deref(), row.pid, connection.others.len()).into(),
@@ -237,19 +237,23 @@ fn cells(connection: &PingedConnection) -> Vec<Cell> {
 
 /// Returns the line below the table.
 fn footer(ping: &Ping<'_>) -> String {
-    let number =
-        |is: fn(&Life) -> bool| ping.connections.iter().filter(|connection| is(&connection.life)).count();
+    let number = |is: fn(&PingResult) -> bool| {
+        ping.connections.iter().filter(|connection| is(&connection.result)).count()
+    };
     let counts = [
-        (number(|life| matches!(life, Life::Answered { .. })), "answered"),
-        (number(|life| matches!(life, Life::Silent { .. })), "silent"),
-        (number(|life| matches!(life, Life::Dead(_))), "dead"),
-        (number(|life| matches!(life, Life::Skipped(_))), "skipped"),
+        (number(|result| matches!(result, PingResult::Answered { .. })), "answered"),
+        (number(|result| matches!(result, PingResult::Silent { .. })), "silent"),
+        (number(|result| matches!(result, PingResult::Dead(_))), "dead"),
+        (number(|result| matches!(result, PingResult::Skipped(_))), "skipped"),
     ];
     let counts = counts.map(|(number, what)| format!("{number} {what}")).join(", ");
     let destroyed = [
-        (number(|life| matches!(life, Life::Silent { destroyed: Some(Destroyed::Done), .. })), "destroyed"),
         (
-            number(|life| matches!(life, Life::Silent { destroyed: Some(Destroyed::Planned), .. })),
+            number(|result| matches!(result, PingResult::Silent { destroyed: Some(Destroyed::Done), .. })),
+            "destroyed",
+        ),
+        (
+            number(|result| matches!(result, PingResult::Silent { destroyed: Some(Destroyed::Planned), .. })),
             "would be destroyed",
         ),
     ];

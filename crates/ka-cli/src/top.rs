@@ -18,7 +18,7 @@ use ka_reach::brief;
 use ka_reach::diag::State;
 use ka_reach::listing::{ListedSocket, Listing, Selection, SocketOwner, sockets};
 use ka_reach::netns;
-use ka_reach::ping::{Destroy, Ping, Questions};
+use ka_reach::ping::{Destroy, Ping, PingRequest};
 use ka_reach::reason::reason;
 use ka_reach::wait;
 use ka_reach::watch::{Namespaces, Watch, WatchEvent, WatchFilter};
@@ -261,8 +261,8 @@ impl SocketProbe {
     pub fn ask(&self) -> (String, String) {
         let mut report = Report::default();
         let named = NamedProcess::open_all([self.pid], false, &mut report);
-        let questions = Questions { timeout: Self::TIMEOUT, count: Self::COUNT, destroy: Destroy::Never };
-        let mut ping = Ping::new(questions, Processes::Named(named), report);
+        let request = PingRequest { timeout: Self::TIMEOUT, count: Self::COUNT, destroy: Destroy::Never };
+        let mut ping = Ping::new(request, Processes::Named(named), report);
         ping.inode = Some(self.inode);
         let skipped = |why: String| ("skipped".to_owned(), format!("skipped: {why}"));
         if let Err(error) = ping.run(|_| {}) {

@@ -28,7 +28,7 @@ use prober::Target;
 
 /// The parameters of the probes.
 #[derive(Clone, Copy, Debug)]
-pub struct Questions {
+pub struct PingRequest {
     /// The time in which a peer must answer.
     pub timeout: Duration,
     /// The number of probes, spread evenly over this time.
@@ -48,9 +48,9 @@ pub enum Destroy {
     Silent,
 }
 
-/// The state of a connection: alive, silent, dead or unknown.
+/// The result for one connection: alive, silent, dead or unknown.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Life {
+pub enum PingResult {
     /// The peer answered.
     Answered {
         /// The time from the first probe to the answer, in microseconds. If the peer had sent something within the last
@@ -99,7 +99,7 @@ pub struct PingedConnection {
     /// The peer's address. `None` if unknown.
     pub peer: Option<SocketAddr>,
     /// The result.
-    pub life: Life,
+    pub result: PingResult,
 }
 
 /// The connections that have a result so far, and those that are still being probed.
@@ -116,7 +116,7 @@ pub struct Progress {
 /// A run over the connections of processes, and its results.
 pub struct Ping<'a> {
     /// The parameters of the probes.
-    pub questions: Questions,
+    pub request: PingRequest,
     /// The processes.
     pub processes: Processes,
     /// If not `None`, only connections whose local or peer port is this one.
@@ -148,9 +148,9 @@ const OWN_DESCRIPTORS: usize = 24;
 
 impl Ping<'_> {
     /// Prepares a run. `report` may already contain processes that could not be opened.
-    pub fn new(questions: Questions, processes: Processes, report: Report) -> Self {
+    pub fn new(request: PingRequest, processes: Processes, report: Report) -> Self {
         Self {
-            questions,
+            request,
             processes,
             port: None,
             inode: None,
@@ -171,7 +171,7 @@ impl Ping<'_> {
     /// Only with [`Destroy::DryRun`] and [`Destroy::Silent`]: ka may not end connections, or this kernel cannot end
     /// them. Then ka has probed no connection.
     pub fn run(&mut self, mut progress: impl FnMut(Progress)) -> Result<()> {
-        if self.questions.destroy != Destroy::Never {
+        if self.request.destroy != Destroy::Never {
             diag::check_destroy()?;
         }
         let mut lost = self.pass(None, &mut progress);
@@ -220,7 +220,7 @@ impl Ping<'_> {
             let mut listed = list();
             if held > 0 && listed.as_ref().is_err_and(|error| lacks_descriptors(error.raw_os_error())) {
                 // The earlier processes of the batch use up the descriptors.
-                self.judge(&std::mem::take(&mut batch), &mut lost, progress);
+                self.probe_sockets(&std::mem::take(&mut batch), &mut lost, progress);
                 held = 0;
                 listed = list();
             }
@@ -248,11 +248,11 @@ impl Ping<'_> {
                 self.report.refuse(pid, error, is_selected);
             }
             if held >= most {
-                self.judge(&std::mem::take(&mut batch), &mut lost, progress);
+                self.probe_sockets(&std::mem::take(&mut batch), &mut lost, progress);
                 held = 0;
             }
         }
-        self.judge(&batch, &mut lost, progress);
+        self.probe_sockets(&batch, &mut lost, progress);
         self.processes = processes;
         lost
     }
@@ -265,13 +265,13 @@ impl Ping<'_> {
     }
 
     /// Finds the connections among the sockets, and probes them.
-    fn judge(
+    fn probe_sockets(
         &mut self,
         sockets: &[HeldSocket],
         lost: &mut HashSet<u32>,
         progress: &mut impl FnMut(Progress),
     ) {
-        let (port, destroys) = (self.port, self.questions.destroy != Destroy::Never);
+        let (port, destroys) = (self.port, self.request.destroy != Destroy::Never);
         let mut answers = self.workers.ask(sockets, None, self.termination, |_, target, reply| {
             examination::examine(target, port, destroys, reply);
         });
@@ -299,13 +299,18 @@ impl Ping<'_> {
                             self.refusal.get_or_insert_with(|| {
                                 Error::named_process(pid, Error::Worker(text.clone()))
                             });
-                            self.record(held, facts.local, facts.peer, Life::Skipped(Error::Worker(text)));
+                            self.record(
+                                held,
+                                facts.local,
+                                facts.peer,
+                                PingResult::Skipped(Error::Worker(text)),
+                            );
                             continue;
                         }
                         self.is_allowed = true;
                         match facts.obstacle() {
                             Some(obstacle) => {
-                                self.record(held, facts.local, facts.peer, Life::Skipped(obstacle));
+                                self.record(held, facts.local, facts.peer, PingResult::Skipped(obstacle));
                             }
                             None => targets.push(Target { held, facts }),
                         }
@@ -330,7 +335,7 @@ impl Ping<'_> {
                     continue;
                 }
             };
-            self.record(held, None, None, Life::Skipped(skipped));
+            self.record(held, None, None, PingResult::Skipped(skipped));
         }
         let mut pidfds: Vec<_> = targets.iter().map(|target| target.held.table.pidfd().as_raw_fd()).collect();
         pidfds.dedup();
@@ -339,13 +344,13 @@ impl Ping<'_> {
         let mut done = 0;
         while let Some(targets) = targets.get(done..).filter(|targets| !targets.is_empty()) {
             let now = targets.get(..room).unwrap_or(targets);
-            self.ask(now, targets.len() - now.len(), &pidfds, lost, progress);
+            self.probe_targets(now, targets.len() - now.len(), &pidfds, lost, progress);
             done += now.len();
         }
     }
 
     /// Probes these connections, in a worker. `later` is the number of connections that follow.
-    fn ask(
+    fn probe_targets(
         &mut self,
         targets: &[Target<'_>],
         later: usize,
@@ -353,13 +358,14 @@ impl Ping<'_> {
         lost: &mut HashSet<u32>,
         progress: &mut impl FnMut(Progress),
     ) {
-        let mut lives: Vec<Option<Life>> = targets.iter().map(|_| None).collect();
-        let count = |lives: &[Option<Life>]| {
-            let number = |is: fn(&Life) -> bool| lives.iter().flatten().filter(|life| is(life)).count();
+        let mut results: Vec<Option<PingResult>> = targets.iter().map(|_| None).collect();
+        let count = |results: &[Option<PingResult>]| {
+            let number =
+                |is: fn(&PingResult) -> bool| results.iter().flatten().filter(|result| is(result)).count();
             Progress {
-                answered: number(|life| matches!(life, Life::Answered { .. })),
-                silent: number(|life| matches!(life, Life::Silent { .. } | Life::Dead(_))),
-                left: later + lives.iter().filter(|life| life.is_none()).count(),
+                answered: number(|result| matches!(result, PingResult::Answered { .. })),
+                silent: number(|result| matches!(result, PingResult::Silent { .. } | PingResult::Dead(_))),
+                left: later + results.iter().filter(|result| result.is_none()).count(),
             }
         };
         let before = self.progress();
@@ -372,7 +378,7 @@ impl Ping<'_> {
         let stop = sys::SharedWords::new(1);
         let started = stop.and_then(|stop| {
             let child = Workers::start(pidfds, |out| {
-                prober::probe_all(targets, self.questions, self.workers.classes(), &stop, out);
+                prober::probe_all(targets, self.request, self.workers.classes(), &stop, out);
                 Ok(())
             })?;
             Ok((child, stop))
@@ -386,13 +392,13 @@ impl Ping<'_> {
                     rest.extend_from_slice(bytes);
                     while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
                         let line: Vec<u8> = rest.drain(..=end).collect();
-                        if let Ok((place, life)) = serde_json::from_slice::<(usize, Life)>(&line)
-                            && let Some(slot) = lives.get_mut(place)
+                        if let Ok((place, result)) = serde_json::from_slice::<(usize, PingResult)>(&line)
+                            && let Some(slot) = results.get_mut(place)
                         {
-                            *slot = Some(life);
+                            *slot = Some(result);
                         }
                     }
-                    progress(add(count(&lives)));
+                    progress(add(count(&results)));
                 });
                 missing = missing.or(match end {
                     Completion::Finished | Completion::Failed(_) => Some(Error::WorkerDied),
@@ -400,17 +406,17 @@ impl Ping<'_> {
                 });
             }
         }
-        for (target, life) in targets.iter().zip(lives) {
-            let life = life.unwrap_or_else(|| match &missing {
-                Some(Error::Interrupted) => Life::Skipped(Error::Interrupted),
-                other => {
-                    Life::Skipped(Error::Worker(other.as_ref().map_or_else(String::new, ToString::to_string)))
-                }
+        for (target, result) in targets.iter().zip(results) {
+            let result = result.unwrap_or_else(|| match &missing {
+                Some(Error::Interrupted) => PingResult::Skipped(Error::Interrupted),
+                other => PingResult::Skipped(Error::Worker(
+                    other.as_ref().map_or_else(String::new, ToString::to_string),
+                )),
             });
-            if matches!(life, Life::Gone) {
+            if matches!(result, PingResult::Gone) {
                 lost.insert(target.held.inode);
             } else {
-                self.record(target.held, target.facts.local, target.facts.peer, life);
+                self.record(target.held, target.facts.local, target.facts.peer, result);
             }
         }
     }
@@ -418,16 +424,22 @@ impl Ping<'_> {
     fn progress(&self) -> Progress {
         let mut progress = Progress::default();
         for connection in &self.connections {
-            match connection.life {
-                Life::Answered { .. } => progress.answered += 1,
-                Life::Silent { .. } | Life::Dead(_) => progress.silent += 1,
-                Life::Skipped(_) | Life::Gone => {}
+            match connection.result {
+                PingResult::Answered { .. } => progress.answered += 1,
+                PingResult::Silent { .. } | PingResult::Dead(_) => progress.silent += 1,
+                PingResult::Skipped(_) | PingResult::Gone => {}
             }
         }
         progress
     }
 
-    fn record(&mut self, held: &HeldSocket, local: Option<SocketAddr>, peer: Option<SocketAddr>, life: Life) {
+    fn record(
+        &mut self,
+        held: &HeldSocket,
+        local: Option<SocketAddr>,
+        peer: Option<SocketAddr>,
+        result: PingResult,
+    ) {
         let pid = held.table.pid;
         self.connections.push(PingedConnection {
             pid,
@@ -436,7 +448,7 @@ impl Ping<'_> {
             others: self.holders.get(&held.inode).cloned().unwrap_or_default(),
             local,
             peer,
-            life,
+            result,
         });
     }
 }

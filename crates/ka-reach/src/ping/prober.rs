@@ -27,7 +27,7 @@ use ka_core::{Alive, Probe, Socket, Status};
 use socket2::SockRef;
 
 use super::examination::Facts;
-use super::{Destroy, Destroyed, Life, Questions};
+use super::{Destroy, Destroyed, PingRequest, PingResult};
 use crate::class::Classes;
 use crate::diag::{self, ConnectionId, State};
 use crate::error::{Error, Result};
@@ -56,17 +56,17 @@ const SIGN_TICKS: u32 = 20;
 const MAX_LEAVING: usize = 256;
 /// If this many sockets of one user have blocked, the user's other sockets are left alone.
 const MAX_BLOCKED_PER_USER: u32 = 8;
-/// If a look is this late, because this process was stopped, the connection is probed again from the beginning. Then each
-/// probe has its time, and the RTT does not include the stop.
+/// If a look is this late, because this process was stopped, the connection is probed again from the beginning. Then
+/// each probe has its time, and the RTT does not include the stop.
 const MAX_LATE: Duration = Duration::from_secs(1);
 /// The maximum number of such beginnings of one connection.
 const MAX_RESTARTS: u32 = 8;
 
-/// Probes connections, and writes each result to `out` as a line of JSON: the index and the [`Life`]. Ends early if a
-/// word of `stop` is not 0.
+/// Probes connections, and writes each result to `out` as a line of JSON: the index and the [`PingResult`]. Ends early
+/// if a word of `stop` is not 0.
 pub(super) fn probe_all(
     targets: &[Target<'_>],
-    questions: Questions,
+    request: PingRequest,
     classes: Option<Classes>,
     stop: &sys::SharedWords,
     out: &mut PipeWriter<'_>,
@@ -77,7 +77,7 @@ pub(super) fn probe_all(
     for (place, target) in targets.iter().enumerate() {
         match open(target, classes.as_mut()) {
             Ok(socket) => opened.push((place, target, socket)),
-            Err(life) => write(out, place, &life),
+            Err(result) => write(out, place, &result),
         }
     }
     if let Some(classes) = &mut classes {
@@ -86,7 +86,7 @@ pub(super) fn probe_all(
     let prober = Prober {
         connections: opened
             .iter()
-            .map(|(place, target, socket)| Probed::new(*place, target, socket, questions))
+            .map(|(place, target, socket)| Probed::new(*place, target, socket, request))
             .collect(),
         began: Instant::now(),
         is_ending: AtomicBool::new(false),
@@ -102,21 +102,21 @@ pub(super) fn probe_all(
 }
 
 /// Duplicates a socket, if it is still the same one.
-fn open(target: &Target<'_>, classes: Option<&mut Classes>) -> std::result::Result<OwnedFd, Life> {
+fn open(target: &Target<'_>, classes: Option<&mut Classes>) -> std::result::Result<OwnedFd, PingResult> {
     let HeldSocket { table, fd, .. } = target.held;
-    classes.map_or(Ok(()), |classes| classes.enter(table)).map_err(Life::Skipped)?;
+    classes.map_or(Ok(()), |classes| classes.enter(table)).map_err(PingResult::Skipped)?;
     let socket = table.duplicate(*fd).map_err(|error| match error.raw_os_error() {
-        errno if is_gone(errno) || errno == Some(libc::EBADF) => Life::Gone,
-        Some(libc::EMFILE | libc::ENFILE) => Life::Skipped(Error::TooManyOpenFiles),
-        _ => Life::Skipped(error.into()),
+        errno if is_gone(errno) || errno == Some(libc::EBADF) => PingResult::Gone,
+        Some(libc::EMFILE | libc::ENFILE) => PingResult::Skipped(Error::TooManyOpenFiles),
+        _ => PingResult::Skipped(error.into()),
     })?;
     let is_same = sys::inode(socket.as_fd()).ok() == Some(target.held.inode.into())
         && SockRef::from(&socket).cookie().unwrap_or(0) == target.facts.cookie;
-    if is_same { Ok(socket) } else { Err(Life::Gone) }
+    if is_same { Ok(socket) } else { Err(PingResult::Gone) }
 }
 
-fn write(out: &mut PipeWriter<'_>, place: usize, life: &Life) {
-    if let Ok(mut line) = serde_json::to_vec(&(place, life)) {
+fn write(out: &mut PipeWriter<'_>, place: usize, result: &PingResult) {
+    if let Ok(mut line) = serde_json::to_vec(&(place, result)) {
         line.push(b'\n');
         let _ = out.write_all(&line); // If the parent has ended, the result is not needed.
     }
@@ -129,7 +129,7 @@ struct Prober<'a> {
     /// True if the steppers must put all settings back and end.
     is_ending: AtomicBool,
     /// The results that the main thread has not written yet.
-    results: Mutex<Vec<(usize, Life)>>,
+    results: Mutex<Vec<(usize, PingResult)>>,
 }
 
 /// A connection, and its state, which only one stepper uses at a time.
@@ -139,20 +139,20 @@ struct Probed<'a> {
     is_done: AtomicBool,
     /// True if the user of the socket has made too many sockets block.
     is_excluded: AtomicBool,
-    asking: Mutex<Asking<'a>>,
+    sequence: Mutex<ProbeSequence<'a>>,
 }
 
 impl<'a> Probed<'a> {
-    fn new(place: usize, target: &'a Target<'a>, socket: &'a OwnedFd, questions: Questions) -> Self {
+    fn new(place: usize, target: &'a Target<'a>, socket: &'a OwnedFd, request: PingRequest) -> Self {
         Self {
             place,
             user: target.facts.user,
             is_done: AtomicBool::new(false),
             is_excluded: AtomicBool::new(false),
-            asking: Mutex::new(Asking {
+            sequence: Mutex::new(ProbeSequence {
                 target,
                 socket,
-                questions,
+                request,
                 probe: None,
                 begun: 0,
                 first: Duration::ZERO,
@@ -253,7 +253,7 @@ impl Prober<'_> {
             } else {
                 failure.clone().map_or(Error::Interrupted, Error::Worker)
             };
-            write(out, probed.place, &Life::Skipped(error));
+            write(out, probed.place, &PingResult::Skipped(error));
         }
     }
 
@@ -265,8 +265,8 @@ impl Prober<'_> {
 
     fn write_results(&self, out: &mut PipeWriter<'_>) {
         let results = std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner));
-        for (place, life) in &results {
-            write(out, *place, life);
+        for (place, result) in &results {
+            write(out, *place, result);
         }
     }
 
@@ -293,26 +293,26 @@ impl Prober<'_> {
                     continue;
                 }
                 // A stepper that has blocked has the lock.
-                let Some(mut asking) = probed.lock() else { continue };
-                if asking.due > round || !asking.has_begun() && leaving >= MAX_LEAVING {
-                    next = next.min(asking.due.max(round));
-                    leaving += usize::from(asking.is_leaving());
+                let Some(mut sequence) = probed.lock() else { continue };
+                if sequence.due > round || !sequence.has_begun() && leaving >= MAX_LEAVING {
+                    next = next.min(sequence.due.max(round));
+                    leaving += usize::from(sequence.is_leaving());
                     continue;
                 }
                 stepper.look_at(place);
-                let life = asking.step(self.began.elapsed());
-                if life.is_some() || self.is_ending.load(Ordering::Acquire) {
-                    asking.probe = None; // This puts the settings back.
+                let result = sequence.step(self.began.elapsed());
+                if result.is_some() || self.is_ending.load(Ordering::Acquire) {
+                    sequence.probe = None; // This puts the settings back.
                 }
                 stepper.at.store(0, Ordering::Release);
-                if let Some(life) = life {
+                if let Some(result) = result {
                     let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-                    results.push((probed.place, life));
+                    results.push((probed.place, result));
                     probed.is_done.store(true, Ordering::Release);
                 }
-                leaving += usize::from(asking.is_leaving());
-                next = next.min(asking.due);
-                drop(asking);
+                leaving += usize::from(sequence.is_leaving());
+                next = next.min(sequence.due);
+                drop(sequence);
                 if stepper.is_relieved.load(Ordering::Acquire) {
                     return;
                 }
@@ -327,9 +327,9 @@ impl Prober<'_> {
         let (last, first): (Vec<_>, Vec<_>) =
             self.connections.iter().enumerate().partition(|(_, probed)| probed.is_excluded());
         for (place, probed) in first.into_iter().chain(last) {
-            let Some(mut asking) = probed.lock() else { continue };
+            let Some(mut sequence) = probed.lock() else { continue };
             stepper.look_at(place);
-            asking.probe = None; // This puts the settings back.
+            sequence.probe = None; // This puts the settings back.
             stepper.at.store(0, Ordering::Release);
             if stepper.is_relieved.load(Ordering::Acquire) {
                 return;
@@ -344,16 +344,16 @@ impl<'a> Probed<'a> {
     }
 
     /// Locks the state. Returns `None` if a stepper has it, because it has blocked.
-    fn lock(&self) -> Option<std::sync::MutexGuard<'_, Asking<'a>>> {
-        match self.asking.try_lock() {
-            Ok(asking) => Some(asking),
-            Err(TryLockError::Poisoned(asking)) => Some(asking.into_inner()),
+    fn lock(&self) -> Option<std::sync::MutexGuard<'_, ProbeSequence<'a>>> {
+        match self.sequence.try_lock() {
+            Ok(sequence) => Some(sequence),
+            Err(TryLockError::Poisoned(sequence)) => Some(sequence.into_inner()),
             Err(TryLockError::WouldBlock) => None,
         }
     }
 
     fn is_locked(&self) -> bool {
-        matches!(self.asking.try_lock(), Err(TryLockError::WouldBlock))
+        matches!(self.sequence.try_lock(), Err(TryLockError::WouldBlock))
     }
 }
 
@@ -365,10 +365,10 @@ impl Stepper {
 }
 
 /// The probes of one connection, one after the other.
-struct Asking<'a> {
+struct ProbeSequence<'a> {
     target: &'a Target<'a>,
     socket: &'a OwnedFd,
-    questions: Questions,
+    request: PingRequest,
     probe: Option<Probe<'a, Direct>>,
     /// The number of probes that have begun.
     begun: u32,
@@ -385,7 +385,7 @@ struct Asking<'a> {
     restarts: u32,
 }
 
-impl<'a> Asking<'a> {
+impl<'a> ProbeSequence<'a> {
     const fn has_begun(&self) -> bool {
         self.begun > 0
     }
@@ -400,12 +400,12 @@ impl<'a> Asking<'a> {
     }
 
     /// Looks for an answer. Begins a probe if one is due.
-    fn step(&mut self, now: Duration) -> Option<Life> {
+    fn step(&mut self, now: Duration) -> Option<PingResult> {
         if self.has_begun() && now.saturating_sub(self.due) >= MAX_LATE {
             (self.probe, self.begun, self.since, self.sent, self.before) = (None, 0, None, None, None);
             self.restarts += 1;
             if self.restarts > MAX_RESTARTS {
-                return Some(Life::Skipped(Error::TooBusy));
+                return Some(PingResult::Skipped(Error::TooBusy));
             }
         }
         let before = match self.before {
@@ -427,12 +427,14 @@ impl<'a> Asking<'a> {
         match probe.step(now) {
             Err(error) => return Some(failed(error, Some(&before))),
             Ok(Some(Alive::Recently)) if self.begun == 1 => {
-                return Some(Life::Answered { rtt_us: before.rtt_us });
+                return Some(PingResult::Answered { rtt_us: before.rtt_us });
             }
             Ok(Some(alive)) => {
                 let time = if let Alive::Answered(time) = alive { time } else { Duration::ZERO };
                 let rtt = self.sent.map_or(time, |sent| now.saturating_sub(sent));
-                return Some(Life::Answered { rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX) });
+                return Some(PingResult::Answered {
+                    rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX),
+                });
             }
             Ok(None) => {}
         }
@@ -440,7 +442,7 @@ impl<'a> Asking<'a> {
         if was_leaving && !is_leaving {
             self.sent = self.sent.or(Some(now));
         }
-        let Questions { timeout, count, .. } = self.questions;
+        let PingRequest { timeout, count, .. } = self.request;
         if !is_untriggered {
             self.since = self.since.or(Some(now));
         } else if now.saturating_sub(self.first) >= timeout {
@@ -449,7 +451,7 @@ impl<'a> Asking<'a> {
         }
         let is_last = self.begun == count || is_untriggered;
         let is_over = self.since.is_some_and(|since| since.saturating_add(timeout) <= now);
-        let life = if is_last && is_over && !is_leaving { self.end(&before) } else { None };
+        let result = if is_last && is_over && !is_leaving { self.end(&before) } else { None };
         let pause = if is_leaving {
             Duration::from_micros(250)
         } else if is_untriggered {
@@ -461,24 +463,24 @@ impl<'a> Asking<'a> {
             waited.min(Duration::from_millis(50)).min(next).max(Duration::from_micros(250))
         };
         self.due = now + pause;
-        life
+        result
     }
 
     /// Returns the time at which a probe must begin, or for the number of probes, the time at which the timeout ends.
     fn time_of_probe(&self, number: u32) -> Option<Duration> {
-        let Questions { timeout, count, .. } = self.questions;
+        let PingRequest { timeout, count, .. } = self.request;
         let spent = timeout.checked_div(count).and_then(|each| each.checked_mul(number))?;
         Some(self.since?.saturating_add(spent))
     }
 
     fn is_next_due(&self, now: Duration) -> bool {
         let is_time = || self.time_of_probe(self.begun).is_some_and(|time| time <= now);
-        !self.has_begun() || self.begun < self.questions.count && !self.is_leaving() && is_time()
+        !self.has_begun() || self.begun < self.request.count && !self.is_leaving() && is_time()
     }
 
     /// Returns the result of a connection whose timeout is over. `None` if its state has just changed, so that the
     /// next look has a result.
-    fn end(&self, before: &Status) -> Option<Life> {
+    fn end(&self, before: &Status) -> Option<PingResult> {
         let now = match self.own().status() {
             Ok(status) => status,
             Err(error) => return Some(failed(error, None)),
@@ -493,9 +495,13 @@ impl<'a> Asking<'a> {
         let in_flight = now.unacked > 0;
         if asked == 0 && !in_flight {
             let is_probed = self.own().is_probed();
-            return Some(Life::Skipped(if is_probed { Error::ProbedByAnother } else { Error::NoProbe }));
+            return Some(PingResult::Skipped(if is_probed {
+                Error::ProbedByAnother
+            } else {
+                Error::NoProbe
+            }));
         }
-        let Questions { count, destroy, .. } = self.questions;
+        let PingRequest { count, destroy, .. } = self.request;
         let destroyed = match destroy {
             Destroy::Never => None,
             _ if asked < count => Some(Destroyed::Not(Error::AskedTooLittle { asked, count })),
@@ -507,7 +513,7 @@ impl<'a> Asking<'a> {
                 Err(error) => Some(Destroyed::Not(error)),
             },
         };
-        Some(Life::Silent { in_flight, destroyed })
+        Some(PingResult::Silent { in_flight, destroyed })
     }
 
     /// Ends the connection, unless its state has changed. Returns whether it did.
@@ -530,14 +536,16 @@ impl<'a> Asking<'a> {
 }
 
 /// Returns the result of a connection whose probe failed. `before` is the state before the probe, if it is known.
-fn failed(error: ka_core::Error, before: Option<&Status>) -> Life {
+fn failed(error: ka_core::Error, before: Option<&Status>) -> PingResult {
     let was_established = || before.is_some_and(|before| before.state == State::Established as u32);
     match error {
-        ka_core::Error::Ended(errno) => Life::Dead(Some(errno.0)),
+        ka_core::Error::Ended(errno) => PingResult::Dead(Some(errno.0)),
         // This process has a duplicate, so a close(2) of the program does not end the connection.
-        ka_core::Error::NotConnected if was_established() => Life::Dead(None),
-        ka_core::Error::NotConnected => Life::Gone,
-        ka_core::Error::PolicyHeld => Life::Skipped(Error::PolicyHeld { is_own: seccomp::is_enforced() }),
-        error => Life::Skipped(Error::Worker(socket_reason(&error))),
+        ka_core::Error::NotConnected if was_established() => PingResult::Dead(None),
+        ka_core::Error::NotConnected => PingResult::Gone,
+        ka_core::Error::PolicyHeld => {
+            PingResult::Skipped(Error::PolicyHeld { is_own: seccomp::is_enforced() })
+        }
+        error => PingResult::Skipped(Error::Worker(socket_reason(&error))),
     }
 }
