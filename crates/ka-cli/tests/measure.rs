@@ -5,11 +5,11 @@ mod command;
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -459,6 +459,48 @@ fn end(child: Child, signal: i32) -> (Option<i32>, Value) {
 
 fn send(child: &Child, signal: i32) {
     succeed(bare("kill").arg(format!("-{signal}")).arg(child.id().to_string()));
+}
+
+#[test]
+fn bind_chooses_the_local_address() {
+    let (sender, peers) = mpsc::channel();
+    let address = server(move |stream| {
+        sender.send(stream.peer_addr().unwrap().ip()).unwrap();
+        drop(read_all(&stream));
+    });
+    let args = ["--from", "1s", "--to", "2s", "--bind", "127.0.0.2", &address];
+    let (status, json, _) = measured(&mut measure(&args));
+    assert_eq!((status, json["verdict"].as_str()), (0, Some("keeps")), "{json}");
+    let peers: Vec<_> = peers.try_iter().collect();
+    assert!(peers.len() == json["trials"].as_array().unwrap().len(), "{peers:?}: {json}");
+    assert!(peers.iter().all(|peer| *peer == Ipv4Addr::new(127, 0, 0, 2)), "{peers:?}");
+}
+
+/// If standard error is a terminal that can replace a line, it shows the progress, and a line per trial only with -v.
+#[test]
+fn progress_is_shown_on_a_terminal() {
+    let address = server(|stream| drop(read_all(&stream)));
+    let script = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let run = |terminal: &str, flags: &[&str]| {
+        let mut command = bare("python3");
+        command
+            .args(["-c", script])
+            .arg(release().join("ka"))
+            .args(["measure", "--from", "1s", "--to", "4s"]);
+        let (status, out, _) = outcome(command.args(flags).arg(&address).env("TERM", terminal));
+        assert_eq!(status, 0, "{out:?}");
+        [" s elapsed, about ", " s: answered after "].map(|text| out.contains(text))
+    };
+    thread::scope(|scope| {
+        let cases = [
+            ("xterm", &[][..], [true, false]),
+            ("xterm", &["-v"], [true, true]),
+            ("dumb", &[], [false, true]),
+        ];
+        for (terminal, flags, expected) in cases {
+            scope.spawn(move || assert_eq!(run(terminal, flags), expected, "{terminal} {flags:?}"));
+        }
+    });
 }
 
 #[test]
