@@ -1,11 +1,13 @@
 //! Tests ka_probe on real connections. nftables drops and counts the packets, and getsockopt(2) reads the settings.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::iter;
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -274,42 +276,56 @@ fn an_acknowledgement_of_data_in_flight_is_an_answer() {
     assert_eq!(keepalive_options(pair.fd()), before);
 }
 
+/// Makes a call while another thread sends signals to this thread. Returns the result, and the number of signals that
+/// this thread has handled.
+fn interrupted<T>(make: impl FnOnce() -> T) -> (T, u32) {
+    static HANDLED: AtomicU32 = AtomicU32::new(0);
+    extern "C" fn count(_: c_int) {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the handler only adds to an atomic, and lives as long as the program. The struct lives until the call
+    // returns.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = count as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
+    }
+    HANDLED.store(0, Ordering::Relaxed);
+    // SAFETY: the call takes no pointer.
+    let this = unsafe { libc::pthread_self() };
+    let is_over = AtomicBool::new(false);
+    let result = thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                // A signal to the process would mostly go to its main thread.
+                // SAFETY: `this` runs until the scope has ended.
+                assert_eq!(unsafe { libc::pthread_kill(this, libc::SIGALRM) }, 0);
+                thread::sleep(Duration::from_micros(200));
+            }
+        });
+        let result = make();
+        is_over.store(true, Ordering::Relaxed);
+        result
+    });
+    (result, HANDLED.load(Ordering::Relaxed))
+}
+
 #[test]
 fn signals_do_not_end_the_wait() {
-    extern "C" fn ignore(_: c_int) {}
     if !in_own_network_namespace("signals_do_not_end_the_wait") {
         return;
     }
     let (live, silent) = (Pair::new(), Pair::new());
     let before = keepalive_options(live.fd());
     idle();
-    let often = libc::timeval { tv_sec: 0, tv_usec: 200 };
-    let timer = libc::itimerval { it_interval: often, it_value: often };
-    // SAFETY: the handler does nothing. It lives as long as the program, and both structs until the calls return.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = ignore as *const () as usize;
-        assert_eq!(libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()), 0);
-        assert_eq!(libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()), 0);
-    }
-    let answer = probe(live.fd(), LONG);
-    // SAFETY: the struct lives until the call returns, and zero is a time.
-    unsafe {
-        libc::setitimer(libc::ITIMER_REAL, &std::mem::zeroed(), std::ptr::null_mut());
-    }
-    assert_eq!(answer, Ok(1));
+    assert_eq!(interrupted(|| probe(live.fd(), LONG)).0, Ok(1));
     cut();
-    // SAFETY: the struct lives until the call returns.
-    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, std::ptr::null_mut()) };
     let began = Instant::now();
-    let answer = probe(silent.fd(), 500);
+    let (answer, signals) = interrupted(|| probe(silent.fd(), 500));
     let took = began.elapsed();
-    // SAFETY: the struct lives until the call returns, and zero is a time.
-    unsafe {
-        libc::setitimer(libc::ITIMER_REAL, &std::mem::zeroed(), std::ptr::null_mut());
-    }
     assert_eq!(answer, Ok(0));
     assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!(signals >= 10, "only {signals} signals have interrupted the call");
     assert_eq!([live, silent].map(|pair| keepalive_options(pair.fd())), [before; 2]);
 }
 
@@ -422,7 +438,11 @@ fn a_child_that_was_forked_during_probes_can_probe() {
     }
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let probed: Vec<_> = (0..16).map(|_| Pair::of(&silent)).collect();
-    let live: Vec<_> = (0..32).map(|_| Pair::new()).collect();
+    // A process has 64 locks, and the cookie of a socket chooses one. So the children need the locks that are held.
+    let lock = |pair: &Pair| SockRef::from(&pair.client).cookie().unwrap() % 64;
+    let held: HashSet<_> = probed.iter().map(lock).collect();
+    let live: Vec<_> =
+        iter::repeat_with(Pair::new).filter(|pair| held.contains(&lock(pair))).take(16).collect();
     let before = keepalive_options(live[0].fd());
     idle();
     rules(&format!("tcp dport {} drop;", silent.local_addr().unwrap().port()));
