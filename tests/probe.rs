@@ -450,10 +450,11 @@ fn a_child_that_was_forked_during_probes_can_probe() {
     let _ = libka();
     thread::scope(|scope| {
         for pair in &probed {
-            // Each call holds the lock of its socket for most of its time.
+            // A call holds the lock until the kernel sends the probe, at one of its next two ticks. So these calls hold
+            // it for most of their time.
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
-                    let result = probe(pair.fd(), 10);
+                    let result = probe(pair.fd(), 1);
                     assert_eq!(result, Ok(0));
                 }
             });
