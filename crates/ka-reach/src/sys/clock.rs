@@ -1,10 +1,23 @@
 //! The processor time of this process, and the time of the kernel's records.
 
+use std::mem;
 use std::time::Duration;
 
-/// Returns the processor time that this process has used. clock_gettime(2), `CLOCK_PROCESS_CPUTIME_ID`
+/// Returns the processor time of this process, and of its children that have been waited for. getrusage(2)
 pub(crate) fn processor_time() -> Duration {
-    read(libc::CLOCK_PROCESS_CPUTIME_ID)
+    [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN].into_iter().flat_map(used).sum()
+}
+
+/// Returns the time in user space and in the kernel.
+fn used(who: i32) -> [Duration; 2] {
+    // SAFETY: a rusage consists of numbers.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes a rusage. If the call fails, the times stay 0.
+    unsafe { libc::getrusage(who, &raw mut usage) };
+    [usage.ru_utime, usage.ru_stime].map(|time| {
+        let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+        seconds + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+    })
 }
 
 /// Returns the time since an arbitrary moment, as `bpf_ktime_get_ns` does. clock_gettime(2), `CLOCK_MONOTONIC`

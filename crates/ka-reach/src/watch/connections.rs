@@ -6,9 +6,10 @@
 //! for the processes that have these inodes. It stores each owner under the cookie of the socket. So neither a reused
 //! inode nor a reused PID leads to a wrong owner.
 //!
-//! **Cost.** The time until the next list depends on the processor time of the last one. So lists take at most 0.8 % of a
-//! core ([`LIST_PAUSE`]). ka searches /proc only if there are new connections, and with at most 4 % of a core
-//! ([`SEARCH_PAUSE`]). If [`SEARCHES`] searches have not found the owner of a socket, ka does not search for it again.
+//! **Cost.** The time until the next list depends on the processor time of the last one, and of the settings that were
+//! read again after it. So both take at most 0.8 % of a core ([`LIST_PAUSE`]). ka searches /proc only if there are new
+//! connections, and with at most 4 % of a core ([`SEARCH_PAUSE`]). If [`SEARCHES`] searches have not found the owner of a
+//! socket, ka does not search for it again.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -31,7 +32,7 @@ use crate::process::{self, Process};
 use crate::risk::{Risk, risks};
 use crate::{Error, Result, privilege, sys};
 
-/// The pause after a list, as a multiple of the processor time of the list.
+/// The pause after a list, as a multiple of its processor time.
 const LIST_PAUSE: u32 = 125;
 /// The pause after a search, as a multiple of the processor time of the search.
 const SEARCH_PAUSE: u32 = 25;
@@ -45,7 +46,7 @@ const MOST: usize = 1 << 20;
 /// this time after its last process has ended.
 const NAMESPACES_AFTER: Duration = Duration::from_secs(30);
 /// While risks are counted, ka reads the settings of a connection again after this time. After each list, ka reads those
-/// of at most [`MOST_EXAMINED`] connections.
+/// of at most [`MOST_EXAMINED`] connections, so with many connections it takes longer.
 const EXAMINE_AFTER: Duration = Duration::from_secs(10);
 const MOST_EXAMINED: usize = 1000;
 
@@ -138,6 +139,11 @@ impl Schedule {
         let cost = sys::processor_time().saturating_sub(before);
         self.due = Instant::now() + (cost * self.pause).clamp(PAUSES.0, PAUSES.1);
         result
+    }
+
+    /// Delays the next work, because other work had this processor time.
+    fn delay(&mut self, cost: Duration) {
+        self.due = (self.due + cost * self.pause).min(Instant::now() + PAUSES.1);
     }
 
     fn is_due(&self) -> bool {
@@ -336,14 +342,24 @@ impl Connections {
 
     /// Returns the connections whose owners are known, and whose settings must be read: for the first time, or again
     /// to count the risks.
-    pub(super) fn unread(&mut self) -> impl Iterator<Item = &mut Connection> {
+    pub(super) fn unread(&mut self) -> Vec<&mut Connection> {
         let counts_risks = self.counts_risks;
-        let is_old = move |time: &Instant| counts_risks && time.elapsed() >= EXAMINE_AFTER;
-        let is_unread = move |connection: &Connection| {
+        let is_old = |time: &Instant| counts_risks && time.elapsed() >= EXAMINE_AFTER;
+        let is_unread = |connection: &&mut Connection| {
             connection.owner.is_some() && connection.examined.as_ref().is_none_or(is_old)
         };
-        let most = if counts_risks { MOST_EXAMINED } else { usize::MAX };
-        self.known.values_mut().filter(move |connection| is_unread(connection)).take(most)
+        let mut unread: Vec<_> = self.known.values_mut().filter(is_unread).collect();
+        if counts_risks && unread.len() > MOST_EXAMINED {
+            // `None` comes first. Without this order, some connections would never have their turn.
+            unread.select_nth_unstable_by_key(MOST_EXAMINED, |connection| connection.examined);
+            unread.truncate(MOST_EXAMINED);
+        }
+        unread
+    }
+
+    /// Delays the next list, because the settings that were read again had this processor time.
+    pub(super) fn delay(&mut self, cost: Duration) {
+        self.listing.delay(cost);
     }
 
     /// Counts the connections that the filter selects, as they were listed last.
@@ -510,4 +526,48 @@ fn owners(inodes: &HashSet<u32>, pids: &[i32], is_thorough: bool) -> HashMap<u32
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first connections that are found must not be read again and again, while others wait.
+    #[test]
+    fn the_settings_of_all_connections_are_read_in_turn() {
+        const ROUNDS: usize = 3;
+        let mut connections =
+            Connections::new(WatchSource::Poll, &Namespaces::Some(Vec::new()), &[]).unwrap();
+        connections.counts_risks = true;
+        let address: SocketAddr = "192.0.2.1:80".parse().unwrap();
+        for number in 0..ROUNDS * MOST_EXAMINED {
+            let connection = Connection {
+                inode: 1,
+                local: address,
+                peer: address,
+                owner: Some(SocketOwner { pid: 1, fd: 3, comm: None }),
+                settings: None,
+                status: None,
+                examined: None,
+                risks: Vec::new(),
+                is_reported: false,
+                is_accepted: false,
+                keepalive: None,
+                list: 1,
+                searches: 0,
+            };
+            connections.known.insert((1, number as u64), connection);
+        }
+        // Each one is due again at once.
+        let start = Instant::now().checked_sub(2 * EXAMINE_AFTER).unwrap();
+        let mut reads: HashMap<*const Connection, usize> = HashMap::new();
+        for round in 0..2 * ROUNDS {
+            for connection in connections.unread() {
+                connection.examined = Some(start + Duration::from_millis(round as u64));
+                *reads.entry(&raw const *connection).or_default() += 1;
+            }
+        }
+        assert_eq!(reads.len(), ROUNDS * MOST_EXAMINED);
+        assert!(reads.values().all(|reads| *reads == 2));
+    }
 }

@@ -346,8 +346,9 @@ impl Watch {
         }
     }
 
-    /// Reads the settings of connections that are new.
+    /// Reads the settings of new connections, and those that are to be read again.
     fn read_settings(&mut self) {
+        let before = sys::processor_time();
         let mut unread = Vec::new();
         let mut sockets = Vec::new();
         for connection in self.connections.unread() {
@@ -362,6 +363,10 @@ impl Watch {
             if let Some(examined) = examined {
                 connection.set_examined(&examined);
             }
+        }
+        // The settings of new connections are read only once.
+        if self.connections.counts_risks {
+            self.connections.delay(sys::processor_time().saturating_sub(before));
         }
     }
 }
