@@ -1,18 +1,24 @@
-//! Reads the kernel's list of sockets: netlink messages that may be valid, truncated or nonsense. Valid ones are
-//! compared, byte by byte, with a second reader by <linux/netlink.h> and <linux/inet_diag.h>.
+//! Reads the kernel's list of sockets, and its reports of destroyed sockets: netlink messages that may be valid, truncated
+//! or nonsense. Valid ones are compared, byte by byte, with a second reader by <linux/netlink.h>, <linux/inet_diag.h> and
+//! <linux/tcp.h>.
 
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ka_fuzz::allocations;
-use ka_reach::fuzz::{DiagSocket, State, read_diag};
+use ka_reach::fuzz::{DiagSocket, State, Transfer, read_destroyed, read_diag};
 use libfuzzer_sys::fuzz_target;
 
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 
 fuzz_target!(|bytes: &[u8]| {
+    check_list(bytes);
+    check_destroyed(bytes);
+});
+
+fn check_list(bytes: &[u8]) {
     let mut entries = Vec::new();
     let most = 4096 + 64 * bytes.len();
     let is_last = allocations::within(most, || read_diag(bytes, &mut entries));
@@ -45,7 +51,59 @@ fuzz_target!(|bytes: &[u8]| {
         }
         assert!(!entry.state.name().is_empty() && !format!("{} {:?}", entry.local, entry.peer).is_empty());
     }
-});
+}
+
+/// Each report is a message of its own, and messages of any kind are read. An incomplete one ends the buffer.
+fn check_destroyed(bytes: &[u8]) {
+    let mut destroyed = Vec::new();
+    allocations::within(4096 + 64 * bytes.len(), || read_destroyed(bytes, &mut destroyed));
+    let mut found = destroyed.iter();
+    let mut rest = bytes;
+    while let Some((length, _)) = header(rest) {
+        let message = &rest[16..length];
+        let mut sockets = found.as_slice().iter().map(|destroyed| &destroyed.socket);
+        let before = sockets.len();
+        check(message, &mut sockets);
+        if sockets.len() < before {
+            let transfer = found.next().unwrap().transfer;
+            assert_eq!(transfer, info(message).and_then(transferred).unwrap_or_default());
+            for is_accepted in [false, true] {
+                assert!(!(transfer.has_acknowledged_fin(is_accepted) && transfer.has_data(is_accepted)));
+            }
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    assert!(found.next().is_none(), "a socket without a message");
+}
+
+/// Returns the first `INET_DIAG_INFO` of a message.
+fn info(message: &[u8]) -> Option<&[u8]> {
+    let mut at = 72;
+    loop {
+        let attribute = message.get(at..).filter(|attribute| attribute.len() >= 4)?;
+        let short = |at: usize| u16::from_ne_bytes([attribute[at], attribute[at + 1]]);
+        // The two highest bits of the kind are flags.
+        let (length, kind) = (usize::from(short(0)), short(2) & 0x3fff);
+        if !(4..=attribute.len()).contains(&length) {
+            return None;
+        }
+        if kind == 2 {
+            return Some(&attribute[4..length]);
+        }
+        at += length.next_multiple_of(4);
+    }
+}
+
+/// Reads the fields of a `struct tcp_info`, if it has all of them.
+fn transferred(info: &[u8]) -> Option<Transfer> {
+    let info = info.get(..216)?;
+    let long = |at: usize| u64::from_ne_bytes(info[at..at + 8].try_into().unwrap());
+    Some(Transfer {
+        acknowledged: long(120),
+        sent: long(200).saturating_sub(long(208)),
+        unsent: u32::from_ne_bytes(info[144..148].try_into().unwrap()).into(),
+    })
+}
 
 /// Returns the length and kind of a message, if it is complete.
 fn header(bytes: &[u8]) -> Option<(usize, u16)> {

@@ -348,7 +348,7 @@ impl Transfer {
 }
 
 /// Parses one buffer of netlink messages of the group of destroyed sockets, and appends the sockets.
-pub(crate) fn read_destroyed(messages: &[u8], sockets: &mut Vec<DestroyedSocket>) {
+pub fn read_destroyed(messages: &[u8], sockets: &mut Vec<DestroyedSocket>) {
     let mut rest = messages;
     while let Ok(message) = NetlinkBuffer::new_checked(rest) {
         let payload = message.payload();

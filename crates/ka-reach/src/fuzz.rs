@@ -5,7 +5,7 @@
 
 pub use crate::bpf::btf::Types;
 pub use crate::cgroup::mounts::parse_v2 as cgroup_mount;
-pub use crate::diag::{DiagSocket, State, read as read_diag};
+pub use crate::diag::{DestroyedSocket, DiagSocket, State, Transfer, read as read_diag, read_destroyed};
 pub use crate::elf::{CLibrary, Cache, Elf, imports};
 pub use crate::escape::{lossless, visible, visible_lines};
 pub use crate::process::{StatusFields, socket_inode, stat_field};
