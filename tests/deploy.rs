@@ -1,9 +1,10 @@
 //! Tests the files in deploy/, which apply the policy to many programs, as systemd, Docker and Kubernetes use them.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use ka_test::artifact::{release, shim};
 use ka_test::child::{stderr, stdout, succeed};
@@ -424,11 +425,19 @@ fn the_entry_point_runs_the_program_under_the_shim() {
 fn files_that_the_dockerfile_copies_exist() {
     let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
     let copied: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("COPY ")).collect();
-    assert_eq!(copied.len(), 6, "{copied:?}");
+    assert_eq!(copied.len(), 8, "{copied:?}");
+    let build = text.lines().find(|line| line.starts_with("RUN cargo build ")).unwrap();
     for line in copied {
         let (source, _) = line.rsplit_once(' ').unwrap();
-        match source.strip_prefix("--from=build /ka/target/") {
-            Some(built) => assert!(["release/libka_preload.so", "release/ka"].contains(&built), "{line}"),
+        match source.strip_prefix("--from=build /ka/target/release/") {
+            Some(built) => {
+                let package = match built {
+                    "libka_preload.so" => "ka-preload",
+                    "ka" => "ka-cli",
+                    program => program,
+                };
+                assert!(build.split(' ').any(|word| word == package), "{line}: not built by {build}");
+            }
             None => assert!(root().join(source).exists(), "{line}"),
         }
     }
@@ -441,6 +450,35 @@ fn files_that_the_dockerfile_copies_exist() {
     let script = fs::read_to_string(deploy("docker/ka-entrypoint")).unwrap();
     assert!(script.contains(":-/usr/local/lib/ka/libka_preload.so}"));
     assert_eq!(fs::metadata(deploy("docker/ka-entrypoint")).unwrap().permissions().mode() & 0o111, 0o111);
+}
+
+/// Copies the programs to the places that they have in the image, below another folder.
+#[test]
+fn ka_in_the_image_finds_the_programs_that_it_starts() {
+    let image = scratch("image");
+    let text = fs::read_to_string(deploy("docker/Dockerfile")).unwrap();
+    for line in text.lines().filter_map(|line| line.strip_prefix("COPY --from=build /ka/target/release/")) {
+        let (name, folder) = line.split_once(' ').unwrap();
+        let folder = image.join(folder.strip_prefix('/').unwrap());
+        fs::create_dir_all(&folder).unwrap();
+        copy_program(release().join(name), folder.join(name));
+    }
+    let ka = image.join("usr/local/bin/ka");
+    let mut script = Command::new("script");
+    let top = format!("TERM=xterm '{}' top 999999999", ka.display());
+    script.args(["-qec", &top, "/dev/null"]).stdin(Stdio::null());
+    let output = String::from_utf8(script.output().unwrap().stdout).unwrap();
+    // ka-top has tried to list the sockets of this process.
+    assert!(output.starts_with("ka: top: process 999999999: "), "{output}");
+    let mut watch = Command::new(&ka);
+    let mut watch = watch.args(["watch", "--metrics", "0"]).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watch.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut other = lines.take_while(|line| !line.contains("the metrics are at http://127.0.0.1:"));
+    // ka prints the address after it has started ka-metrics.
+    let failure = other.find(|line| line.contains("ka-metrics"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    assert_eq!(failure, None);
 }
 
 /// Installs kubernetes-validate of PyPI into its own folder. Returns the command, or why it cannot be installed.
