@@ -13,6 +13,7 @@ use crate::failure::{Failure, warn};
 use crate::installed;
 use ka_reach::process::Process;
 use ka_reach::reason::reason;
+use ka_reach::version::VERSION;
 use ka_reach::wait;
 use ka_reach::watch::Metrics;
 
@@ -59,7 +60,12 @@ impl MetricsServer {
             let (updates, other) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None)?;
             updates.set_nonblocking(true)?;
             let mut command = Command::new(path);
-            command.env_clear().stdin(OwnedFd::from(listener)).stdout(OwnedFd::from(other)).current_dir("/");
+            command
+                .arg(VERSION)
+                .env_clear()
+                .stdin(OwnedFd::from(listener))
+                .stdout(OwnedFd::from(other))
+                .current_dir("/");
             // Ctrl-C goes to ka alone, which ends this program.
             std::os::unix::process::CommandExt::process_group(&mut command, 0);
             Ok((command.spawn()?, updates))

@@ -1,8 +1,8 @@
 //! `ka top`: a live view of TCP sockets.
 //!
 //! The program ka-top draws the view, because code for terminals would make the start of each `ka run` slower
-//! (docs/performance.md). `ka` checks the arguments and becomes ka-top. ka-top reads the same arguments again, by
-//! [`run_view`]. This module also probes the selected socket and applies the policy to it, for the view.
+//! (docs/performance.md). `ka` checks the arguments and becomes ka-top. ka-top checks that it has the version of `ka`, and reads the
+//! same arguments again, by [`run_view`]. This module also probes the selected socket and applies the policy to it, for the view.
 
 use std::env;
 use std::ffi::OsString;
@@ -20,6 +20,7 @@ use ka_reach::listing::{ListedSocket, Listing, Selection, SocketOwner, sockets};
 use ka_reach::netns;
 use ka_reach::ping::{Destroy, Ping, PingRequest};
 use ka_reach::reason::reason;
+use ka_reach::version::{self, VERSION};
 use ka_reach::wait;
 use ka_reach::watch::{Namespaces, Watch, WatchEvent, WatchFilter};
 use ka_reach::worker::Workers;
@@ -46,7 +47,7 @@ pub(crate) fn top(args: &TopArgs) -> CommandResult {
     };
     let places = installed::candidates(VIEW);
     let path = installed::first(VIEW, &places).map_err(|why| failure(&why))?;
-    let mut words = vec![path.as_os_str().to_owned()];
+    let mut words = vec![path.as_os_str().to_owned(), VERSION.into()];
     words.extend(env::args_os().skip(2));
     let error = start::exec(path, &words, &Environment::of_this_process().0);
     Err(failure(&format!("{}: {}", path.display(), reason(&error))))
@@ -91,14 +92,18 @@ pub struct ViewRequest {
     pub policy: Result<(Config, Mode), String>,
 }
 
-/// Runs `show` with the arguments of ka-top, which are those of `ka top`. Prints the message of a failure. Returns the
-/// exit status.
+/// Runs `show` with the arguments of ka-top: the version of `ka`, and the arguments of `ka top`. Prints the message of a
+/// failure. Returns the exit status.
 pub fn run_view(
     arguments: impl IntoIterator<Item = OsString>,
     show: impl FnOnce(ViewRequest) -> Result<(), String>,
 ) -> i32 {
     start::open_standard_descriptors();
-    let words = ["ka", "top"].map(OsString::from).into_iter().chain(arguments.into_iter().skip(1));
+    let mut arguments = arguments.into_iter().skip(1);
+    if let Err(why) = version::check(arguments.next().as_deref(), VIEW, "ka top") {
+        return crate::end(Err(Failure::new(format_args!("top: {why}"))));
+    }
+    let words = ["ka", "top"].map(OsString::from).into_iter().chain(arguments);
     let args = match args::parse(words.collect()) {
         Ok(args::Ka { command: Command::Top(args) }) => args,
         Ok(_) => return crate::failure::USAGE,

@@ -641,7 +641,7 @@ fn without_a_terminal_ka_top_names_the_command_that_works() {
         "ka: top: standard input is not a terminal; to print the sockets once, use ka ls --port 5432 1\n";
     assert_eq!(err, message);
     // ka-top checks it too.
-    let (status, out, direct) = outcome(bare(release().join("ka-top")).args(["--port", "5432", "1"]));
+    let (status, out, direct) = outcome(view().args(["--port", "5432", "1"]));
     assert_eq!((status, out.as_str(), direct), (2, "", err));
     let (status, _, err) = outcome(
         Command::new("script")
@@ -650,6 +650,30 @@ fn without_a_terminal_ka_top_names_the_command_that_works() {
             .arg("/dev/null"),
     );
     assert_eq!((status, err.as_str()), (0, ""));
+}
+
+/// Returns ka-top, started as ka starts it.
+fn view() -> Command {
+    let mut command = bare(release().join("ka-top"));
+    command.arg(env!("CARGO_PKG_VERSION"));
+    command
+}
+
+#[test]
+fn programs_of_another_version_are_rejected() {
+    let own = env!("CARGO_PKG_VERSION");
+    for (program, title) in [("ka-top", "ka: top"), ("ka-metrics", "ka-metrics")] {
+        let (status, out, err) = outcome(bare(release().join(program)).arg("0.1.9"));
+        assert_eq!((status, out.as_str()), (2, ""), "{program}: {err}");
+        let message = format!(
+            "{title}: ka is version 0.1.9, but {program} is version {own}: install both from the same release of ka\n"
+        );
+        assert_eq!(err, message);
+        // A user has started the program.
+        let (status, out, err) = outcome(&mut bare(release().join(program)));
+        assert_eq!((status, out.as_str()), (2, ""), "{program}: {err}");
+        assert!(err.starts_with(&format!("{title}: this program is a part of ka: use ka ")), "{err}");
+    }
 }
 
 #[test]
@@ -663,12 +687,12 @@ fn wrong_arguments_are_explained() {
         (&["--mode", "strict"], "force, floor, default"),
         (&["--json"], "--json"),
     ] {
-        for program in ["ka", "ka-top"] {
-            let mut command = bare(release().join(program));
-            let command = if program == "ka" { command.arg("top") } else { &mut command };
+        let mut top = ka();
+        top.arg("top");
+        for mut command in [top, view()] {
             let (status, out, err) = outcome(command.args(args));
-            assert_eq!((status, out.as_str()), (2, ""), "{program} {args:?}: {err}");
-            assert!(err.contains(reason), "{program} {args:?}: {err}");
+            assert_eq!((status, out.as_str()), (2, ""), "{command:?}: {err}");
+            assert!(err.contains(reason), "{command:?}: {err}");
         }
     }
 }

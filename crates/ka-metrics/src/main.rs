@@ -1,8 +1,8 @@
 //! `ka-metrics` answers the HTTP requests for the metrics of `ka watch --metrics`.
 //!
 //! `ka` opens the listening socket, starts this program with the socket as standard input, and sends the metrics
-//! ([`ka_reach::watch::Metrics`], as JSON) on standard output, which is a socket too. When `ka` ends, this program
-//! ends.
+//! ([`ka_reach::watch::Metrics`], as JSON) on standard output, which is a socket too. The argument is the version of
+//! `ka`. When `ka` ends, this program ends.
 //!
 //! **Reasons for a program of its own.** A client can send any bytes. `ka` has capabilities and holds duplicates of other
 //! programs' sockets, so `ka` must not parse these bytes. This program drops all its privileges first, opens no file,
@@ -26,10 +26,12 @@ mod request;
 mod server;
 mod text;
 
+use std::env;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use ka_reach::version;
 use rustix::net::SocketType;
 use rustix::net::sockopt::{socket_acceptconn, socket_type};
 use rustix::process::{Gid, Uid, getuid};
@@ -42,8 +44,12 @@ use rustix::thread::{
 const NOBODY: u32 = 65_534;
 
 fn main() {
+    const COMMAND: &str = "ka watch --metrics";
+    if let Err(why) = version::check(env::args_os().nth(1).as_deref(), env!("CARGO_BIN_NAME"), COMMAND) {
+        fail(&why);
+    }
     let Some((listener, updates)) = sockets() else {
-        fail(&"this program is a part of ka: use ka watch --metrics");
+        fail(&format_args!("standard input and output are not the sockets of ka: use {COMMAND}"));
     };
     if let Err(error) = drop_privileges() {
         fail(&format_args!("cannot drop privileges: {}", ka_reach::reason::reason(&error)));

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ka_reach::risk::Risk;
+use ka_reach::version::VERSION;
 use ka_reach::watch::{Cause, Metrics};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -63,7 +64,7 @@ pub(crate) fn text(metrics: &Metrics, format: Format) -> Result<String, fmt::Err
 
 fn registry(metrics: &Metrics) -> Registry {
     let mut registry = Registry::with_prefix("ka");
-    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    let version = [("version", VERSION)];
     registry.register("build", "The version of ka", Info::new(version));
     registry.register(
         "watch",

@@ -83,6 +83,7 @@ pub mod risk;
 pub mod seccomp;
 pub mod survey;
 mod sys;
+pub mod version;
 pub mod watch;
 pub mod worker;
 
