@@ -14,15 +14,14 @@
 //!
 //! If the counters do not decide, the end is counted as unclear.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt as _;
 
 use ka_core::{Settings, Status, Timeout};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
+use super::counters::CounterFile;
 use super::death::Cause;
 use crate::diag::{DestroyedSocket, Transfer, read_destroyed};
 use crate::{Result, sys};
@@ -47,8 +46,8 @@ pub(super) struct DestroyedGroup {
 
 /// The counters of a network namespace.
 struct Counters {
-    /// /proc/net/snmp and /proc/net/netstat. An open file stays with its namespace.
-    files: [File; 2],
+    snmp: CounterFile,
+    netstat: CounterFile,
     resets: u64,
     aborts: u64,
 }
@@ -56,41 +55,20 @@ struct Counters {
 impl Counters {
     /// Opens the counters of the calling thread's network namespace.
     fn open() -> io::Result<Self> {
-        let files = [File::open("/proc/thread-self/net/snmp")?, File::open("/proc/thread-self/net/netstat")?];
-        let mut counters = Self { files, resets: 0, aborts: 0 };
+        let (snmp, netstat) = (CounterFile::open("snmp")?, CounterFile::open("netstat")?);
+        let mut counters = Self { snmp, netstat, resets: 0, aborts: 0 };
         counters.changes();
         Ok(counters)
     }
 
     /// Returns the growth of each counter since the last call.
     fn changes(&mut self) -> (u64, u64) {
-        let [snmp, netstat] = &self.files;
-        let read = |file, line, name| counter(&contents(file), line, name);
-        let resets = read(snmp, "Tcp:", "EstabResets").unwrap_or(self.resets);
-        let aborts = read(netstat, "TcpExt:", "TCPAbortOnClose").unwrap_or(self.aborts);
+        let resets = self.snmp.read("Tcp:", "EstabResets").unwrap_or(self.resets);
+        let aborts = self.netstat.read("TcpExt:", "TCPAbortOnClose").unwrap_or(self.aborts);
         let changes = (resets.saturating_sub(self.resets), aborts.saturating_sub(self.aborts));
         (self.resets, self.aborts) = (resets, aborts);
         changes
     }
-}
-
-/// Reads a file of /proc from its beginning. If that fails, the text is shorter.
-fn contents(file: &File) -> String {
-    let mut bytes = vec![0; 1 << 14];
-    let mut length = 0;
-    while let Ok(size @ 1..) = file.read_at(bytes.get_mut(length..).unwrap_or_default(), length as u64) {
-        length += size;
-    }
-    bytes.truncate(length);
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Returns a counter from the text of /proc/net/netstat or /proc/net/snmp: a line of names, then a line of values.
-fn counter(text: &str, line: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter(|text| text.starts_with(line));
-    let (names, values) = (lines.next()?, lines.next()?);
-    let place = names.split(' ').position(|other| other == name)?;
-    values.split(' ').nth(place)?.parse().ok()
 }
 
 /// The end of a destroyed connection.

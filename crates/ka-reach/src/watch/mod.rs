@@ -26,6 +26,7 @@
 //! A failed connect(2), a close by both sides, and the exit of a process are not events.
 
 mod connections;
+mod counters;
 mod death;
 mod destroyed;
 mod examine;
