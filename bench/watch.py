@@ -34,7 +34,7 @@ RUNS = {
 
 
 def hold(port):
-    """Holds connections to itself. Each line of the input is their number. Surplus connections are reset."""
+    """Holds connections to itself. Each line of the input is the number of connections to hold. Resets surplus ones."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     listener = socket.create_server(("127.0.0.1", port), backlog=4096)
@@ -54,14 +54,15 @@ def hold(port):
         print("done", flush=True)
 
 
-def tell(holders, sockets):
-    """Makes the holders have this number of sockets. Does not wait until they have."""
+def request(holders, sockets):
+    """Requests this number of sockets from the holders. Does not wait for them."""
     for holder in holders:
         holder.stdin.write(f"{sockets // 2 // PROCESSES}\n")
         holder.stdin.flush()
 
 
 def wait_for(holders):
+    """Waits until the holders have the sockets that were requested."""
     for holder in holders:
         assert holder.stdout.readline() == "done\n"
 
@@ -115,7 +116,7 @@ def measure(ka, name, holders):
     line = f"{name}: {share:.2%} of a core with {SOCKETS} idle sockets, {memory(watch.pid):.0f} MiB"
     if source == "ebpf":
         before, began = processor_time(watch.pid), time.monotonic()
-        tell(holders, SOCKETS - 2 * DEATHS)
+        request(holders, SOCKETS - 2 * DEATHS)
         owners, missed, died = 0, 0, 0
         while died + missed < DEATHS:
             event = json.loads(watch.stdout.readline())
@@ -128,8 +129,8 @@ def measure(ka, name, holders):
         if options:
             time.sleep(1)
             metrics = scrape()
-            counted = total(metrics, "ka_deaths_total"), total(metrics, "ka_missed_deaths_total")
-            assert counted == (died, missed), counted
+            counted = [total(metrics, name) for name in ("ka_deaths_total", "ka_missed_deaths_total")]
+            assert counted == [died, missed], counted
     print(line, flush=True)
     watch.terminate()
     watch.wait()
@@ -140,7 +141,7 @@ def main(ka, runs):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     holders = [subprocess.Popen([*start, str(7000 + number)], **pipes) for number in range(PROCESSES)]
     for name in runs:
-        tell(holders, SOCKETS)
+        request(holders, SOCKETS)
         wait_for(holders)
         measure(ka, name, holders)
     for holder in holders:
