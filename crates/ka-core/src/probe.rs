@@ -95,7 +95,8 @@ impl Lock {
         // A child of fork(2) has a copy of the locks that other threads of its parent held. Nobody releases the copy.
         let owner = lock.load(Ordering::Relaxed);
         let free = if owner == process { 0 } else { owner };
-        direct::replace(lock, free, process).then_some(Self(lock))
+        // Not `then_some`: it would drop the value if the lock is taken, and the drop releases the lock.
+        direct::replace(lock, free, process).then(|| Self(lock))
     }
 }
 

@@ -398,8 +398,15 @@ fn a_second_probe_of_the_same_socket_waits_until_the_first_has_left() {
 fn a_second_probe_of_a_multipath_tcp_socket_waits_too() {
     let fake = Fake::new(Connection { mptcp: true, ..IDLE });
     let (mut first, mut second) = (fake.probe(), fake.probe());
-    assert_eq!((first.step(ms(0)), second.step(ms(0))), (Ok(None), Ok(None)));
+    assert_eq!(first.step(ms(0)), Ok(None));
+    // A failed attempt must not release the lock.
+    for now in 0..3 {
+        assert_eq!((second.step(ms(now)), second.is_untriggered()), (Ok(None), true));
+    }
     assert_eq!(fake.writes(), [cnt(127), idle(1)]);
+    fake.change(|now| now.probes = 1);
+    assert_eq!((first.step(ms(4)), second.step(ms(4))), (Ok(None), Ok(None)));
+    assert_eq!(fake.writes(), [idle(60), cnt(5), cnt(127), idle(1)]);
 }
 
 #[test]
