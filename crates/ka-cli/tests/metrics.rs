@@ -12,7 +12,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::{ka, outcome};
+use command::{counter, ka, outcome};
 use ka_test::child::{stdout, succeed};
 use ka_test::kernel::has_ipv6;
 use ka_test::log::skip;
@@ -180,11 +180,7 @@ fn connections_and_probes_agree_with_the_kernel() {
         ("ka_connections_at_risk{risk=\"suspended\"}", 1.0),
         ("ka_connections_at_risk{risk=\"unanswered\"}", 0.0),
     ]);
-    let probes = || {
-        let text = stdout(Command::new("nstat").args(["-asz", "TcpExtTCPKeepAlive"]));
-        let line = text.lines().find(|line| line.starts_with("TcpExtTCPKeepAlive")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap()
-    };
+    let probes = || f64::from(counter("TcpExtTCPKeepAlive"));
     let before = probes();
     eventually("the kernel has sent more probes", || probes() > before + 1.0);
     // Lists are at least a second apart.

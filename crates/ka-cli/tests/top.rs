@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use command::{Holder, WaitingProgram, bare, holder, ka, outcome, source};
+use command::{Holder, WaitingProgram, bare, counter, holder, ka, outcome, source};
 use ka_test::artifact::release;
 use ka_test::child::{stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
@@ -446,8 +446,12 @@ fn the_selected_connection_is_probed() {
     // The listener comes first.
     pane.press(&["p"]);
     pane.expect_text("this socket is not a connection, so ka cannot probe it");
+    let probes = counter("TcpExtTCPKeepAlive");
+    // A segment within the last second would be an answer, without a probe.
+    thread::sleep(Duration::from_millis(1500));
     pane.press(&["Down", "p"]);
     let screen = pane.expect_text(": answered after ");
+    assert_eq!(counter("TcpExtTCPKeepAlive"), probes + 1, "other connections were probed too");
     let answered = screen.lines().rev().find(|line| line.contains("answered after")).unwrap();
     let peer = answered.split(": ").next().unwrap();
     let screen = pane.expect("the result in a row", |screen| {
@@ -458,7 +462,6 @@ fn the_selected_connection_is_probed() {
     assert_eq!(holder.look(), before);
     // The peer becomes silent: its packets are lost.
     succeed(bare("ip").args(["link", "set", "lo", "down"]));
-    // A segment within the last second would be an answer.
     thread::sleep(Duration::from_millis(1500));
     pane.press(&["p"]);
     pane.expect_text(": silent: no answer within 2s");
@@ -699,8 +702,9 @@ fn wrong_arguments_are_explained() {
 
 /// Runs a command on a terminal, without a view, and returns what it prints.
 fn on_terminal(command: &str) -> String {
-    let mut script = bare("script");
-    script.args(["-qec", command, "/dev/null"]).stdin(Stdio::null());
+    // A view would wait for a key without end.
+    let mut script = bare("timeout");
+    script.args(["30", "script", "-qec", command, "/dev/null"]).stdin(Stdio::null());
     String::from_utf8(script.output().unwrap().stdout).unwrap()
 }
 

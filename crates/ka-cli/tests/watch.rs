@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use command::json::{assert_described, described};
-use command::{as_nobody, bare, ka, outcome};
-use ka_test::child::{Running, start_service, stdout, succeed};
+use command::{as_nobody, bare, counter, ka, outcome};
+use ka_test::child::{Running, start_service, succeed};
 use ka_test::kernel::has_ipv6;
 use ka_test::lines::Lines;
 use ka_test::log::skip;
@@ -128,13 +128,6 @@ fn rule(hook: &str, rule: &str) {
     );
     nft.stdin.take().unwrap().write_all(chain.as_bytes()).unwrap();
     assert!(nft.wait().unwrap().success(), "{chain}");
-}
-
-/// Returns a counter of this network namespace, such as `TcpExtTCPAbortOnTimeout`.
-fn counter(name: &str) -> u32 {
-    let text = stdout(Command::new("nstat").args(["-asz", name]));
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Connections that have ended in different ways.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use ka_cli::table::{Layout, Paint};
+use ka_cli::table::Paint;
 use ka_cli::top::{Application, SocketProbe, ViewRequest, WatchMessage};
 use ka_reach::listing::Listing;
 use ka_reach::privilege;
@@ -53,7 +53,7 @@ pub(crate) fn show(request: ViewRequest) -> Result<(), String> {
         }
     }
     let terminal = ViewTerminal::open().map_err(failed)?;
-    let screen = Screen::new(is_utf8(), Layout::standard().colour);
+    let screen = Screen::new(is_utf8());
     let mut session = ViewSession {
         view,
         screen,
@@ -536,7 +536,7 @@ mod tests {
     #[test]
     fn the_picture_fits_the_terminal() {
         let mut view = view((0..100).map(connection).collect());
-        let mut screen = Screen::new(true, true);
+        let mut screen = Screen::new(true);
         for (width, height, head, row) in [
             (
                 120,
@@ -586,7 +586,7 @@ mod tests {
         for number in 1..=150 {
             view.deaths.add(WatchMessage::Died(format!("12:00:00.000Z a/1 lost 192.0.2.1:{number}: reset")));
         }
-        let mut screen = Screen::new(true, true);
+        let mut screen = Screen::new(true);
         let lines = picture(&mut screen, &mut view, 80, 24);
         assert_eq!(lines[16], "DEATHS since the start: 150 (only your own)");
         assert_eq!(lines[17], "12:00:00.000Z a/1 lost 192.0.2.1:150: reset");
@@ -601,11 +601,11 @@ mod tests {
         let mut long = connection(0);
         long.entry.peer = Some("[2001:db8:1111:2222:3333:4444:5555:6666]:50000".parse().unwrap());
         let mut view = view(vec![long]);
-        let mut screen = Screen::new(true, true);
+        let mut screen = Screen::new(true);
         let head = picture(&mut screen, &mut view, 200, 20)[2].clone();
         view.take(Listing { sockets: vec![connection(1)], incomplete: Vec::new() });
         assert_eq!(picture(&mut screen, &mut view, 200, 20)[2], head);
-        let narrow = picture(&mut Screen::new(true, true), &mut view, 200, 20)[2].clone();
+        let narrow = picture(&mut Screen::new(true), &mut view, 200, 20)[2].clone();
         assert!(narrow.find("KEEP") < head.find("KEEP"), "{narrow}");
     }
 
@@ -617,13 +617,13 @@ mod tests {
         let mut view = view(vec![named]);
         let line = |screen: &mut Screen, view: &mut View, width| picture(screen, view, width, 10)[3].clone();
         // TestBackend shows the second column of a wide letter as a blank.
-        let text = line(&mut Screen::new(true, true), &mut view, 160);
+        let text = line(&mut Screen::new(true), &mut view, 160);
         assert!(text.starts_with("é界") && text.contains("\\u{1b}[31m/100"), "{text}");
-        let text = line(&mut Screen::new(true, true), &mut view, 80);
+        let text = line(&mut Screen::new(true), &mut view, 80);
         assert!(text.contains('…') && text.contains(":50000"), "{text}");
-        let text = line(&mut Screen::new(false, true), &mut view, 80);
+        let text = line(&mut Screen::new(false), &mut view, 80);
         assert!(text.is_ascii() && text.contains('~') && text.contains(":50000"), "{text}");
-        let text = line(&mut Screen::new(false, true), &mut view, 200);
+        let text = line(&mut Screen::new(false), &mut view, 200);
         assert!(text.starts_with("\\u{e9}\\u{754c}\\u{1b}[31m/100"), "{text}");
     }
 
@@ -659,7 +659,7 @@ mod tests {
         ];
         assert_eq!(application.question, expected);
         let application = application.clone();
-        let lines = picture(&mut Screen::new(true, false), &mut view, 80, 24);
+        let lines = picture(&mut Screen::new(true), &mut view, 80, 24);
         for text in expected.into_iter().chain(["y: apply    any other key: cancel"]) {
             assert!(lines.iter().any(|line| line.contains(&format!("│ {text}"))), "{text}: {lines:#?}");
         }
@@ -694,7 +694,7 @@ mod tests {
         view.probes.insert(id.clone(), "...".to_owned());
         view.finish(Some(id), "0.4ms\nanswered after 0.4 ms");
         assert_eq!(view.message().0, "198.51.100.7:1001: answered after 0.4 ms");
-        let lines = picture(&mut Screen::new(true, true), &mut view, 200, 20);
+        let lines = picture(&mut Screen::new(true), &mut view, 200, 20);
         let column = lines[2].find("PROBE").unwrap();
         let results: Vec<_> =
             lines[3..6].iter().map(|line| line.get(column..column + 5).unwrap().trim()).collect();
@@ -702,7 +702,7 @@ mod tests {
         // The result is forgotten with its connection.
         view.take(Listing { sockets: vec![connection(0)], incomplete: Vec::new() });
         assert!(view.probes.is_empty());
-        assert!(!picture(&mut Screen::new(true, true), &mut view, 200, 20)[2].contains("PROBE"));
+        assert!(!picture(&mut Screen::new(true), &mut view, 200, 20)[2].contains("PROBE"));
     }
 
     #[test]
@@ -710,7 +710,7 @@ mod tests {
         let mut view = view(vec![connection(0), connection(1)]);
         press(&mut view, "/q1001");
         assert_eq!(view.list.len(), 0);
-        let mut screen = Screen::new(true, true);
+        let mut screen = Screen::new(true);
         let lines = picture(&mut screen, &mut view, 80, 24);
         assert_eq!(lines[3], "no socket matches the filter");
         assert_eq!(lines[23], "filter: q1001_   Enter: keep, Esc: cancel");
@@ -733,7 +733,7 @@ mod tests {
     fn the_help_names_each_key() {
         let mut view = view(Vec::new());
         press(&mut view, "?");
-        let lines = picture(&mut Screen::new(false, true), &mut view, 80, 24).join("\n");
+        let lines = picture(&mut Screen::new(false), &mut view, 80, 24).join("\n");
         for key in [
             "q ", "? ", "/ ", "r ", "s ", "p ", "a ", "Space ", "R ", "Esc ", "arrows ", "Ctrl-L ", "Ctrl-Z ",
         ] {

@@ -39,7 +39,6 @@ const KEYS: [(&str, &str, &str); 13] = [
 /// The abilities of the terminal, and the widths of the columns so far.
 pub(crate) struct Screen {
     is_utf8: bool,
-    has_colour: bool,
     /// The columns keep the width of their longest cell, so that they do not jump at each refresh.
     extents: Vec<Extent>,
     /// The columns that the terminal was laid out for.
@@ -50,8 +49,8 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    pub(crate) const fn new(is_utf8: bool, has_colour: bool) -> Self {
-        Self { is_utf8, has_colour, extents: Vec::new(), columns: Vec::new(), width: 0, lines: 1 }
+    pub(crate) const fn new(is_utf8: bool) -> Self {
+        Self { is_utf8, extents: Vec::new(), columns: Vec::new(), width: 0, lines: 1 }
     }
 
     /// Draws the view.
@@ -81,7 +80,7 @@ impl Screen {
             self.deaths(buffer, take(deaths), view);
         }
         let (text, paint) = view.message();
-        self.line(buffer, take(1), &text, self.style(paint));
+        self.line(buffer, take(1), &text, Self::style(paint));
         self.last_line(buffer, take(1), view);
         match &view.dialog {
             Dialog::Help => self.dialog(buffer, area, "Keys of ka top", &help()),
@@ -111,9 +110,9 @@ impl Screen {
         shown
     }
 
-    fn style(&self, paint: Paint) -> Style {
+    /// crossterm prints no colours if NO_COLOR is set and not empty.
+    fn style(paint: Paint) -> Style {
         match paint {
-            _ if !self.has_colour => Style::new(),
             Paint::Plain => Style::new(),
             Paint::Good => Style::new().fg(Color::Green),
             Paint::Warning => Style::new().fg(Color::Yellow),
@@ -234,7 +233,7 @@ impl Screen {
             }
             let text = self.fitted(&cell.text, *width, column.anchor, false);
             let blanks = " ".repeat(width.saturating_sub(Span::raw(&text).width()));
-            let span = Span::styled(text, self.style(cell.paint));
+            let span = Span::styled(text, Self::style(cell.paint));
             let (first, second) =
                 if column.right { (Span::raw(blanks), span) } else { (span, Span::raw(blanks)) };
             spans.extend([first, second]);

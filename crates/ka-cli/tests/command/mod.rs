@@ -16,7 +16,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use ka_test::artifact::release;
-use ka_test::child::{remove_ka_variables, reset_signals, succeed};
+use ka_test::child::{remove_ka_variables, reset_signals, stdout, succeed};
 use ka_test::compiler::{Linkage, cc, compile};
 use ka_test::lines::Lines;
 use ka_test::path::{root, scratch};
@@ -39,6 +39,13 @@ pub fn bare(program: impl AsRef<OsStr>) -> Command {
     reset_signals(&mut command);
     command.env_remove("LD_PRELOAD").env_remove("NO_COLOR");
     command
+}
+
+/// Returns a counter of this network namespace, such as `TcpExtTCPKeepAlive`.
+pub fn counter(name: &str) -> u32 {
+    let text = stdout(Command::new("nstat").args(["-asz", name]));
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// Runs a command as an unprivileged user.
