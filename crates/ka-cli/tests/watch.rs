@@ -389,6 +389,56 @@ fn without_ebpf(source: &str) {
     assert!(err.contains("reports unreachable as retransmission"), "{err}");
 }
 
+/// The program closes each socket as soon as it gets the error, so ka cannot examine the socket. The cause comes from the
+/// kernel's report of the destroyed socket.
+#[test]
+fn sockets_that_programs_close_at_once_are_reported_without_ebpf() {
+    if !is_allowed()
+        || !in_own_network_namespace("sockets_that_programs_close_at_once_are_reported_without_ebpf")
+    {
+        return;
+    }
+    std::fs::write("/proc/sys/net/ipv4/tcp_retries2", "3").unwrap();
+    let mut watching = Watching::json(&["--source", "diag"]);
+    let server = Server::new();
+    let ends =
+        ["keepalive", "user-timeout", "retransmission", "reset"].map(|cause| (cause, server.connect()));
+    keepalive(&ends[0].1.0, 1, 1, 2);
+    user_timeout(&ends[1].1.0, 2000);
+    // ka has learned the owners and the settings by then.
+    thread::sleep(Duration::from_secs(8));
+    let mut expected = BTreeMap::new();
+    let mut servers = Vec::new();
+    for (cause, (mut client, server_end)) in ends {
+        expected.insert(client.local_addr().unwrap().to_string(), cause.to_owned());
+        if cause == "reset" {
+            reset(server_end);
+        } else {
+            rule("input", &format!("tcp sport {} tcp dport {} drop", server.port(), port(&client)));
+            servers.push(server_end);
+        }
+        if ["user-timeout", "retransmission"].contains(&cause) {
+            client.write_all(b"data").unwrap();
+        }
+        thread::spawn(move || client.read(&mut [0]).unwrap_err());
+    }
+    let mut causes = BTreeMap::new();
+    while causes.len() < expected.len() {
+        let event = watching.event();
+        assert_eq!(event["pid"], std::process::id(), "{event}");
+        let text = |key: &str| event[key].as_str().unwrap().to_owned();
+        // The kernel resets the server's end of a connection that timed out.
+        if text("local").ends_with(&format!(":{}", server.port())) {
+            continue;
+        }
+        if event["cause"] == "keepalive" {
+            assert_eq!([&event["unanswered_probes"], &event["cnt"]], [2, 2], "{event}");
+        }
+        causes.insert(text("local"), text("cause"));
+    }
+    assert_eq!(causes, expected);
+}
+
 /// A program that resets a connection of its own when it reads a byte, and keeps the end that was reset.
 const VICTIM: &str = "import socket, struct, sys
 l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen()
