@@ -299,11 +299,23 @@ fn run_proxy(servers: &[IpAddr]) -> ! {
     }
 }
 
+/// Reads at most one byte within this time. Fails with `WouldBlock` if none arrives.
+fn read_byte(mut connection: &TcpStream, within: f64) -> io::Result<usize> {
+    let until = now() + within;
+    loop {
+        let left = Duration::from_secs_f64((until - now()).max(0.001));
+        connection.set_read_timeout(Some(left)).unwrap();
+        match connection.read(&mut [0]) {
+            // The kernel does not restart a read with a timeout. signal(7)
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// Waits for a connection to end. Returns when and how it ended.
 pub fn ending(connection: &TcpStream, within: f64) -> Option<(f64, String)> {
-    connection.set_read_timeout(Some(Duration::from_secs_f64(within))).unwrap();
-    let mut byte = [0];
-    let result = (&*connection).read(&mut byte);
+    let result = read_byte(connection, within);
     let time = now();
     match result {
         Ok(0) => Some((time, "closed".to_owned())),
@@ -334,9 +346,7 @@ fn errno_name(error: &io::Error) -> String {
 /// Returns whether data goes from one end to the other and back within this time.
 pub fn talks(from: &TcpStream, to: &TcpStream, within: f64) -> bool {
     let passes = |from: &TcpStream, to: &TcpStream| {
-        to.set_read_timeout(Some(Duration::from_secs_f64(within))).unwrap();
-        let mut byte = [0];
-        (&*from).write_all(b"!").is_ok() && matches!((&*to).read(&mut byte), Ok(1))
+        (&*from).write_all(b"!").is_ok() && matches!(read_byte(to, within), Ok(1))
     };
     passes(from, to) && passes(to, from)
 }
