@@ -156,7 +156,6 @@ const SURE: &[c_long] = &[
     libc::SYS_getgid,
     libc::SYS_getpid,
     libc::SYS_getppid,
-    libc::SYS_getrusage,
     libc::SYS_gettid,
     libc::SYS_getuid,
     libc::SYS_nanosleep,

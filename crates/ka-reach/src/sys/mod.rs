@@ -26,7 +26,7 @@ use std::path::Path;
 use libc::c_long;
 
 pub(crate) use capability::{keep_capabilities, renounce_privileges};
-pub(crate) use clock::{monotonic_time, processor_time};
+pub(crate) use clock::{monotonic_time, processor_time, processor_time_with_children};
 pub(crate) use descriptor::{
     bound_interface, close_all_but, inode, lock, owner, pidfd_getfd, pidfd_open, replace_by_null,
 };

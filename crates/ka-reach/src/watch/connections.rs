@@ -134,9 +134,9 @@ impl Schedule {
 
     /// Does some work, and sets the time from which it may be done again.
     fn run<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        let before = sys::processor_time();
+        let before = sys::processor_time_with_children();
         let result = work();
-        let cost = sys::processor_time().saturating_sub(before);
+        let cost = sys::processor_time_with_children().saturating_sub(before);
         self.due = Instant::now() + (cost * self.pause).clamp(PAUSES.0, PAUSES.1);
         result
     }

@@ -349,7 +349,7 @@ impl Watch {
 
     /// Reads the settings of new connections, and those that are to be read again.
     fn read_settings(&mut self) {
-        let before = sys::processor_time();
+        let before = sys::processor_time_with_children();
         let mut unread = Vec::new();
         let mut sockets = Vec::new();
         for connection in self.connections.unread() {
@@ -367,7 +367,7 @@ impl Watch {
         }
         // The settings of new connections are read only once.
         if self.connections.counts_risks {
-            self.connections.delay(sys::processor_time().saturating_sub(before));
+            self.connections.delay(sys::processor_time_with_children().saturating_sub(before));
         }
     }
 }
