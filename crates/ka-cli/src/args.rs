@@ -672,9 +672,9 @@ standard error.
   event: string. One of missed.
   count: integer, connections. The largest possible number of ends that ka could not report.
 
-ka searches for the process of a connection while the connection is open. For this, ka lists the connections once a \
-second, or more rarely if a list takes long, so that ka needs less than 1 % of a core. If a connection ends before ka \
-has found its process, ka searches at once. The search fails only if the process has already closed the socket. With \
+ka searches for the process of a connection while the connection is open. For this, ka lists the connections at \
+intervals of 1 to 60 s. If a list takes long, the interval is long, so that ka needs less than 1 % of a core. If a \
+connection ends before ka has found its process, ka searches at once. The search fails only if the process has already closed the socket. With \
 --pid, ka does not report a connection whose process it could not find. Each subflow of a Multipath TCP connection \
 counts as a connection.
 

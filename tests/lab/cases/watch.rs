@@ -29,6 +29,9 @@ use crate::wire::{Flow, Kind};
 const LEARNS: f64 = 8.0;
 /// The time in seconds after the cause within which the connection must end, and ka must report it.
 const REPORTS: f64 = 20.0;
+/// The longest pause in seconds between two lists of connections. Lists of many namespaces and processes, such as those
+/// of the whole lab, cost much, so ka makes them rarely.
+const LONGEST_PAUSE: f64 = 60.0;
 /// The idle time after which the load balancer drops a connection.
 const FORGETS: Duration = Duration::from_secs(5);
 /// The client's net.ipv4.tcp_retries2. The kernel gives up when the timer of a retransmission fires after 0.2 + 0.4 +
@@ -140,9 +143,9 @@ impl Watching {
         allowed.map(|source| Self::start(machine, *source, args)).collect()
     }
 
-    /// Waits until each of these local addresses has an event.
-    fn wait(&mut self, locals: &[String]) {
-        let until = now() + REPORTS;
+    /// Waits until each of these local addresses has an event, at most this time.
+    fn wait(&mut self, locals: &[String], seconds: f64) {
+        let until = now() + seconds;
         let has_event =
             |events: &[Value], local: &String| events.iter().any(|event| event["local"] == **local);
         while let Some(missing) = locals.iter().find(|local| !has_event(&self.events, local)) {
@@ -256,7 +259,7 @@ impl Victim {
             keepalive_options(self.client.as_raw_fd()).map(Result::unwrap_or_default);
         assert_eq!(event["keepalive"], keepalive == 1, "{name}");
         assert_eq!([&event["idle"], &event["intvl"], &event["cnt"]], [idle, intvl, cnt], "{name}");
-        check_packets(source, event, flow, &name);
+        check_packets(source, event, flow, REPORTS, &name);
         let Some((least, most)) = self.seconds else { return };
         let silent = self.silence(event, flow);
         let most = most + source.imprecision();
@@ -270,8 +273,9 @@ impl Victim {
     }
 }
 
-/// Checks the probes, the silence and the time of an event against the packets.
-fn check_packets(source: Source, event: &Value, flow: &Flow, name: &str) {
+/// Checks the probes, the silence and the time of an event against the packets. The sources that list connections report
+/// a reset within `seconds`.
+fn check_packets(source: Source, event: &Value, flow: &Flow, seconds: f64, name: &str) {
     let heard = flow.last_heard();
     let unanswered = flow.probes().into_iter().filter(|time| *time > heard).count();
     assert_eq!(event["unanswered_probes"], unanswered, "tcpdump saw {unanswered} probes: {name}");
@@ -280,7 +284,7 @@ fn check_packets(source: Source, event: &Value, flow: &Flow, name: &str) {
     assert!((seen - silent).abs() < source.imprecision(), "tcpdump saw a silence of {seen:.2} s: {name}");
     if let Some(reset) = flow.packets.iter().find(|packet| packet.kind == Kind::Reset) {
         let delay = time - reset.time;
-        let most = if source == Source::Ebpf { source.imprecision() } else { REPORTS };
+        let most = if source == Source::Ebpf { source.imprecision() } else { seconds };
         assert!(delay > -0.3 && delay < most, "{delay:.2} s after the reset: {name}");
     }
 }
@@ -300,7 +304,7 @@ fn check(story: &mut Story, watchings: Vec<Watching>, victims: &[Victim]) {
     let locals: Vec<_> = victims.iter().map(|victim| victim.local.clone()).collect();
     let mut reports = vec![];
     for mut watching in watchings {
-        watching.wait(&locals);
+        watching.wait(&locals, REPORTS);
         reports.push((watching.source, watching.end()));
     }
     let labels: Vec<_> = victims.iter().map(|victim| victim.name).collect();
@@ -467,7 +471,7 @@ fn destroyed(story: &mut Story) {
     assert!(program.line(&["ECONNABORTED"], 5.0).is_some(), "the program got no ECONNABORTED");
     let locals = [kept.local.clone(), local.to_string()];
     for watching in &mut watchings {
-        watching.wait(&locals);
+        watching.wait(&locals, REPORTS);
     }
     let flows = story.flows(&["ss -K", "ka ping --destroy"]);
     for watching in watchings {
@@ -477,7 +481,7 @@ fn destroyed(story: &mut Story) {
         let name = format!("ka ping --destroy, {source:?}: {event}");
         assert_eq!([&event["cause"], &event["comm"]], [kept.cause(source), "python3"], "{name}");
         assert_eq!(event["pid"], program.pid(), "{name}");
-        check_packets(source, event, &flows[1], &name);
+        check_packets(source, event, &flows[1], REPORTS, &name);
         story.saw(format!("{source:?}: {}", event["cause"]));
     }
 }
@@ -577,7 +581,7 @@ sys.stdin.readline()
     let locals = victims.map(|(_, local, _)| local.to_string());
     // Other cases of the lab use the same addresses, so these events may be about other containers.
     for watching in &mut everywhere {
-        watching.wait(&locals);
+        watching.wait(&locals, LONGEST_PAUSE + REPORTS);
     }
     let flows = story.flows(&["1/1/2", "reset by the peer"]);
     for watching in everywhere {
@@ -590,7 +594,7 @@ sys.stdin.readline()
             assert_eq!(event["peer"], SocketAddr::new(network.host(Family::V4), PORT).to_string(), "{name}");
             let settings = ["idle", "intvl", "cnt"].map(|key| &event[key]);
             assert_eq!(settings, [policy.idle, policy.intvl, policy.cnt], "{name}");
-            check_packets(source, event, flow, &name);
+            check_packets(source, event, flow, LONGEST_PAUSE + REPORTS, &name);
             story.saw(format!("{source:?}: {cause}"));
         }
     }
@@ -639,7 +643,7 @@ sys.stdin.readline()
     let locals: Vec<_> = owners.iter().map(|(local, _)| local.clone()).collect();
     assert_eq!(locals.iter().collect::<BTreeSet<_>>().len(), COUNT * 2, "a port was used twice");
     for watching in &mut watchings {
-        watching.wait(&locals);
+        watching.wait(&locals, REPORTS);
     }
     for watching in watchings {
         let (source, events) = (watching.source, watching.end());
