@@ -674,9 +674,9 @@ standard error.
 
 ka searches for the process of a connection while the connection is open. For this, ka lists the connections at \
 intervals of 1 to 60 s. If a list takes long, the interval is long, so that ka needs less than 1 % of a core. If a \
-connection ends before ka has found its process, ka searches at once. The search fails only if the process has already closed the socket. With \
---pid, ka does not report a connection whose process it could not find. Each subflow of a Multipath TCP connection \
-counts as a connection.
+connection ends before ka has found its process, ka searches at once. The search fails only if the process has already \
+closed the socket. With --pid, ka does not report a connection whose process it could not find. Each subflow of a \
+Multipath TCP connection counts as a connection.
 
 With --netns all, ka lists a new network namespace up to 30 s after its creation. Before that, --source ebpf already \
 reports ends in it, some without their process. The other sources report ends in it only after that.
