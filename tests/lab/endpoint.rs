@@ -1,6 +1,7 @@
 //! The programs at the two ends, and connections that the lab makes itself.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -349,6 +350,38 @@ pub fn talks(from: &TcpStream, to: &TcpStream, within: f64) -> bool {
         (&*from).write_all(b"!").is_ok() && matches!(read_byte(to, within), Ok(1))
     };
     passes(from, to) && passes(to, from)
+}
+
+/// Exchanges data until the kernel expects a short round trip. The handshake on a busy machine can take seconds, and the
+/// first retransmission then comes after three times as long.
+pub fn settle(client: &TcpStream, server: &TcpStream) {
+    const EXCHANGES: usize = 200;
+    /// `TCP_RTO_MIN`, and a tenth, in microseconds.
+    const SHORT: u32 = 220_000;
+    let is_settled = || info_word(client, offset_of!(libc::tcp_info, tcpi_rto)) <= SHORT;
+    assert!(
+        (0..EXCHANGES).any(|_| is_settled() || !talks(client, server, 10.0)),
+        "the round trips stay long"
+    );
+    assert!(is_settled(), "the connection is dead");
+}
+
+/// Returns a word of `struct tcp_info`.
+pub fn info_word(socket: &TcpStream, offset: usize) -> u32 {
+    let mut info = [0_u8; 232];
+    let mut size = info.len().try_into().unwrap();
+    // SAFETY: the size is that of the buffer.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    assert!(result == 0 && usize::try_from(size).unwrap() >= offset + 4, "the kernel has no such field");
+    u32::from_ne_bytes(info[offset..offset + 4].try_into().unwrap())
 }
 
 /// Writes until the buffers are full, because the peer does not read.

@@ -16,7 +16,7 @@ use ka_test::socket::{
 };
 use socket2::{SockRef, Socket};
 
-use crate::endpoint::{Policy, Program, ending, fill, is_open, late, run_script, talks};
+use crate::endpoint::{Policy, Program, ending, fill, is_open, late, run_script, settle, talks};
 use crate::network::{Family, Network};
 use crate::story::{Case, Story, now, sleep};
 use crate::wire::Kind;
@@ -94,6 +94,7 @@ fn policy(user_timeout: i32, rto_max: i32) -> RawConfig {
 /// Makes a connection with a policy, which libka applies.
 fn with_policy(network: &Network, listener: &TcpListener, config: &RawConfig) -> (TcpStream, TcpStream) {
     let (client, server) = network.pair(listener, FAMILY);
+    settle(&client, &server);
     // KA_AUTO reads the sysctls of the thread's network namespace.
     network.client.within(|| apply(client.as_raw_fd(), config)).unwrap();
     (client, server)

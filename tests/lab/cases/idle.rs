@@ -5,12 +5,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::endpoint::Policy;
+use crate::endpoint::{Policy, info_word};
 use crate::network::{Family, Network, SlowCable};
 use crate::story::{Case, Story, sleep};
 use crate::wire::{Flow, Kind, Packet};
@@ -137,23 +136,9 @@ fn opens_its_window(story: &mut Story, mut client: &TcpStream, mut server: &TcpS
     server.read_exact(&mut sent).unwrap();
 }
 
-/// Returns the peer's window: tcpi_snd_wnd of struct tcp_info.
+/// Returns the peer's window: tcpi_snd_wnd of struct tcp_info. Linux 5.4
 fn window(socket: &TcpStream) -> u32 {
-    const SND_WND: usize = 228;
-    let mut info = [0_u8; SND_WND + 4];
-    let mut size = info.len().try_into().unwrap();
-    // SAFETY: the size is that of the buffer.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &raw mut size,
-        )
-    };
-    assert_eq!((result, usize::try_from(size)), (0, Ok(info.len())), "TCP_INFO of Linux 5.4 or newer");
-    u32::from_ne_bytes(info[SND_WND..].try_into().unwrap())
+    info_word(socket, 228)
 }
 
 fn unacknowledged(story: &mut Story) {

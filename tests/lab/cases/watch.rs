@@ -20,9 +20,9 @@ use ka_test::socket::{RTO_MAX, has_rto_max, keepalive_options, set_option};
 use serde_json::Value;
 use socket2::SockRef;
 
-use crate::endpoint::{Policy, Program, late, plain_client, run_script};
+use crate::endpoint::{Policy, Program, late, plain_client, run_script, settle};
 use crate::network::{Family, Machine, Network, PORT};
-use crate::story::{Case, Story, now, sleep};
+use crate::story::{Case, Needs, Story, now, sleep};
 use crate::wire::{Flow, Kind};
 
 /// The time in seconds after which ka has learned the owners of new connections, also on a busy machine.
@@ -81,7 +81,8 @@ pub fn cases() -> Vec<Case> {
             "a_death_in_a_container_is_reported_with_netns_all",
             "reported with the PID of the program, only with --netns all",
             container,
-        ),
+        )
+        .needs(Needs::Machine),
         case(
             "an_owner_that_ka_could_not_learn_is_null",
             "each death has the right owner or none",
@@ -216,6 +217,12 @@ impl Victim {
         }
     }
 
+    /// Makes the first retransmission follow after 200 ms.
+    fn settled(self) -> Self {
+        settle(&self.client, self.server.as_ref().unwrap());
+        self
+    }
+
     fn with_policy(self, policy: Policy) -> Self {
         policy.set_by_hand(&self.client);
         self
@@ -345,21 +352,21 @@ fn silent(story: &mut Story) {
     let new = |family, name, cause| Victim::new(&network, &listener, family, name, cause);
     let mut families = vec![Family::V4];
     families.extend(has_ipv6().then_some(Family::V6));
-    let policy = Policy::new(1, 1, 2);
+    let policy = Policy::new(2, 1, 4);
     let mut victims = vec![];
     for family in families {
-        let keepalive = new(family, "1/1/2", "keepalive").with_policy(policy);
+        let keepalive = new(family, "2/1/4", "keepalive").with_policy(policy);
         victims.push(keepalive.ends_after(policy.seconds(), 0.0));
-        let data = new(family, "data", "retransmission");
+        let data = new(family, "data", "retransmission").settled();
         victims.push(data.ends_after(GIVES_UP, GIVES_UP));
     }
     // The kernel compares the user timeout when the timer of a probe fires.
-    let idle = new(Family::V4, "1/1/5, user timeout 2500", "user-timeout").with_policy(Policy::new(1, 1, 5));
-    victims.push(idle.with_option(libc::TCP_USER_TIMEOUT, 2500).ends_after(3.0, 0.0));
-    let data = new(Family::V4, "data, user timeout 2000", "user-timeout");
+    let idle = new(Family::V4, "2/1/9, user timeout 5500", "user-timeout").with_policy(Policy::new(2, 1, 9));
+    victims.push(idle.with_option(libc::TCP_USER_TIMEOUT, 5500).ends_after(6.0, 0.0));
+    let data = new(Family::V4, "data, user timeout 2000", "user-timeout").settled();
     victims.push(data.with_option(libc::TCP_USER_TIMEOUT, 2000).ends_after(2.0, 0.0));
     if has_rto_max() {
-        let data = new(Family::V4, "data, rto_max 1000", "retransmission");
+        let data = new(Family::V4, "data, rto_max 1000", "retransmission").settled();
         victims.push(data.with_option(RTO_MAX, 1000).ends_after(GIVES_UP_WITH_RTO_MAX, 1.0));
     }
     sleep(LEARNS);
@@ -411,6 +418,7 @@ fn unreachable(story: &mut Story, fault: fn(&Network)) {
     let watchings = Watching::each(&network.client, &Source::ALL, &[]);
     let policy = Policy::new(1, 1, 6);
     let mut data = Victim::new(&network, &listener, Family::V4, "data", "unreachable")
+        .settled()
         .ends_with(libc::EHOSTUNREACH)
         .ends_after(GIVES_UP, GIVES_UP);
     // The kernel ignores ICMP errors about probes.
@@ -436,6 +444,7 @@ fn router_is_gone(story: &mut Story) {
     story.watch(&network.client);
     let watchings = Watching::each(&network.client, &Source::ALL, &[]);
     let mut data = Victim::new(&network, &listener, Family::V4, "data", "unreachable")
+        .settled()
         .ends_with(libc::EHOSTUNREACH)
         .ends_after(GIVES_UP, GIVES_UP);
     sleep(LEARNS);
@@ -545,7 +554,7 @@ fn container(story: &mut Story) {
     let container = network.container();
     let listener = network.listen();
     story.watch(&network.client);
-    let policy = Policy::new(1, 1, 2);
+    let policy = Policy::new(2, 1, 4);
     let clients = || {
         let mut command = Command::new("python3");
         container.moves(&mut command);
@@ -583,7 +592,7 @@ sys.stdin.readline()
     for watching in &mut everywhere {
         watching.wait(&locals, LONGEST_PAUSE + REPORTS);
     }
-    let flows = story.flows(&["1/1/2", "reset by the peer"]);
+    let flows = story.flows(&["2/1/4", "reset by the peer"]);
     for watching in everywhere {
         let (source, events) = (watching.source, watching.end());
         for ((program, local, cause), flow) in victims.iter().zip(&flows) {
