@@ -517,8 +517,9 @@ CAP_SYS_ADMIN if this is not ka's own network namespace, and CONFIG_INET_DIAG_DE
 probes.
 
 Unanswered probes stay in the kernel's count of unanswered probes until the peer sends something. So if keepalive is \
-on, it ends the connection up to --count probes earlier. If cnt is not larger than --count, keepalive ends a connection \
-that stays silent until its idle time is over, without another probe.
+on and the peer stays silent, keepalive ends the connection up to --count probes earlier, but not before the idle time \
+is over. If cnt is at most --count, or the user timeout is at most the idle time, the connection ends when the idle \
+time is over, without another probe.
 
 While a probe leaves, for some milliseconds, the socket has keepalive on, TCP_KEEPIDLE 1 and TCP_USER_TIMEOUT \
 2147483646. If a signal ends ka, even SIGKILL, a second process of ka puts the settings back. The changed settings \
