@@ -601,8 +601,8 @@ not a terminal, or ka could not show the view.
 Environment: If NO_COLOR is set and not empty, the view has no colours. If the locale (LC_ALL, LC_CTYPE, LANG) does \
 not use UTF-8, the view is in ASCII.
 
-The view needs 60 columns and 8 lines. If ka lacks rights, a message in the view names the missing rights. Run ka as \
-root to see everything.
+The view needs 60 columns and 8 lines, and 14 lines to list the connections that ended. If ka lacks rights, a message \
+in the view names the missing rights. Run ka as root to see everything.
 
 A separate program, ka-top, draws the view, so that the other commands stay small. It is installed with \
 libka_preload.so. If it is missing, ka top prints the paths at which it looked.")]
