@@ -634,10 +634,10 @@ pub(crate) struct TopArgs {
 ///
 /// Causes: "keepalive": as many keepalive probes as TCP_KEEPCNT were unanswered. "user-timeout": TCP_USER_TIMEOUT ended
 /// the connection. Data was unacknowledged, or more or fewer probes than TCP_KEEPCNT were unanswered. "retransmission":
-/// the peer did not acknowledge data, and the kernel gave up after net.ipv4.tcp_retries2 retransmissions.
-/// "unreachable": the same as "retransmission", and an ICMP error or a failed address resolution reported the peer as
-/// unreachable. "reset": a reset arrived from the address of the peer. The peer, or a firewall or a load balancer on
-/// the way, has sent it. "destroyed": a program on this machine ended the connection with SOCK_DESTROY, such as ss -K.
+/// the peer did not acknowledge data until the kernel gave up (net.ipv4.tcp_retries2). "unreachable": the same as
+/// "retransmission", and an ICMP error or a failed address resolution reported the peer as unreachable. "reset": a
+/// reset arrived from the address of the peer. The peer, or a firewall or a load balancer on the way, has sent it.
+/// "destroyed": a program on this machine ended the connection with SOCK_DESTROY, such as ss -K.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   sudo ka watch                    watch this network namespace
@@ -674,13 +674,14 @@ standard error.
   count: integer, connections. The largest possible number of ends that ka could not report.
 
 ka searches for the process of a connection while the connection is open. For this, ka lists the connections at \
-intervals of 1 to 60 s. If a list takes long, the interval is long, so that ka needs less than 1 % of a core. If a \
-connection ends before ka has found its process, ka searches at once. The search fails only if the process has already \
-closed the socket. With --pid, ka does not report a connection whose process it could not find. Each subflow of a \
-Multipath TCP connection counts as a connection.
+intervals of 1 to 60 s. The more connections there are, the longer are the intervals, so that the lists take less than \
+1 % of a core. If a connection ends before ka has found its process, ka searches at once. The search fails only if the \
+process has already closed the socket. With --pid, ka does not report a connection whose process it could not find. \
+Each subflow of a Multipath TCP connection counts as a connection.
 
-With --netns all, ka lists a new network namespace up to 30 s after its creation. Before that, --source ebpf already \
-reports ends in it, some without their process. The other sources report ends in it only after that.
+With --netns all, ka finds a new network namespace up to 30 s after its creation, or later if the intervals are long. \
+Before that, --source ebpf already reports ends in the new namespace, some without their process. The other sources do \
+not.
 
 --source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other sources need no \
 capability. To know the processes of other users, ka needs CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run \
@@ -711,8 +712,8 @@ pub(crate) struct WatchArgs {
     #[arg(long, value_parser = port)]
     pub(crate) port: Option<u16>,
     /// Watch this network namespace: an ip-netns(8) name, a path, or a PID. all: all namespaces that contain processes,
-    /// also those that are created later. ka searches for new ones every 30 s. Namespaces other than ka's own need
-    /// CAP_SYS_ADMIN
+    /// also those that are created later. ka searches for new ones about every 30 s. Namespaces other than ka's own
+    /// need CAP_SYS_ADMIN
     #[arg(long, value_name = "NS")]
     pub(crate) netns: Option<OsString>,
     /// The source of the ends. Default: the first source of this list that ka has the right to use

@@ -120,13 +120,13 @@ pub(crate) fn limits(watch: &Watch) -> Option<String> {
     let misses = match watch.source() {
         WatchSource::Ebpf => return None,
         WatchSource::Diag => {
-            "ka reports a connection when its program closes the socket, or when ka examines the socket, about once a \
-             second; it reports unreachable as retransmission and destroyed as reset, and cannot always distinguish a \
-             reset from a program that closed the connection with data unread"
+            "ka reports a connection when its program closes the socket, or when ka examines the socket, at most once \
+             a second; it reports unreachable as retransmission and destroyed as reset, and cannot always distinguish \
+             a reset from a program that closed the connection with data unread"
         }
         WatchSource::Poll => {
-            "ka examines the connections about once a second, and misses those that their programs close sooner; it \
-             reports unreachable as retransmission and destroyed as reset"
+            "ka examines the connections at most once a second, and misses those that their programs close in between; \
+             it reports unreachable as retransmission and destroyed as reset"
         }
     };
     let owners = if privilege::may_look_anywhere() {
