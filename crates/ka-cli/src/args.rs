@@ -849,10 +849,10 @@ JSON keys: An object, printed at the end.
 
 With --send, ka reads and discards the answer. The idle time begins after the last packet. ka does not speak TLS.
 
-With --serve, ka keeps at most 1000 connections, or fewer if the limit of open files is lower (ulimit -n). If a client \
-connects while all places are taken, ka closes the oldest connection of the address that has the most connections. ka \
-sends nothing to a client that is not ka measure --from-server. So the kernel detects only after 9 h that a client has \
-vanished: an earlier probe would end the idle time of a measurement."
+With --serve, ka keeps at most 1000 connections, or fewer if the hard limit of open files is lower (ulimit -Hn). If a \
+client connects while all places are taken, ka closes the oldest connection of the address that has the most \
+connections. ka sends nothing to a client that is not ka measure --from-server. If such a client vanishes, keepalive \
+ends its connection only after 9 h, because an earlier probe would end the idle time of a measurement."
 )]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(crate) struct MeasureArgs {
