@@ -131,7 +131,7 @@ pub unsafe extern "C" fn ka_detect_time(
 ///               is due.
 ///
 /// Two delays are not included. The first retransmission follows the first transmission after the round-trip time and
-/// 200 ms or a little more. Like each timer of the kernel, that of the last retransmission may be late, by up to an
+/// 200 ms or a little more. The kernel's timers can fire late, so the last retransmission may be late by up to an
 /// eighth of rto_max.
 ///
 /// Returns 0, or -1 with errno:
