@@ -155,8 +155,8 @@ impl Schedule {
 pub(super) struct Connections {
     source: WatchSource,
     known: HashMap<ConnectionKey, Connection>,
-    /// The connections that are not listed any more. Without a report of the end, they stay until the next list, or
-    /// with [`WatchSource::Diag`] as long as a process has the socket.
+    /// The connections that are not listed any more, and whose ends were not reported. With [`WatchSource::Diag`], they
+    /// stay as long as a process has the socket. With [`WatchSource::Ebpf`], they stay until the next list.
     gone: HashMap<ConnectionKey, Connection>,
     pub(super) networks: Vec<Network>,
     follows_namespaces: bool,
@@ -164,6 +164,8 @@ pub(super) struct Connections {
     /// The processes to search. If empty, all.
     pids: Vec<i32>,
     lists: u64,
+    /// Until the list with this number, ends without a record are not examined, because records were lost and counted.
+    counted_until: u64,
     listing: Schedule,
     searching: Schedule,
     /// True if the last list had connections that are not stored.
@@ -186,6 +188,7 @@ impl Connections {
             namespaces_read: Instant::now(),
             pids: pids.to_vec(),
             lists: 0,
+            counted_until: 0,
             listing: Schedule::new(LIST_PAUSE),
             searching: Schedule::new(SEARCH_PAUSE),
             is_full: false,
@@ -230,8 +233,9 @@ impl Connections {
         self.listing.due
     }
 
-    /// Lists the connections, and searches for the owners of new ones. Returns the keys of those that are no longer
-    /// listed, and the reason if the list is incomplete.
+    /// Lists the connections, and searches for the owners of new ones. Returns the keys of those to examine, because they
+    /// are no longer listed, and the reason if the list is incomplete. With [`WatchSource::Ebpf`], they are those that
+    /// the list before did not have any more. All records of their ends have been read, and they have none.
     pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut listing = std::mem::replace(&mut self.listing, Schedule::new(LIST_PAUSE));
         let start = Instant::now();
@@ -290,9 +294,10 @@ impl Connections {
         if self.is_full && !was_full {
             incomplete = Some(Error::TooManyConnections(MOST));
         }
-        if self.source != WatchSource::Diag {
+        if self.lists <= self.counted_until {
             self.gone.clear();
         }
+        let unrecorded: Vec<_> = self.gone.keys().copied().collect();
         let lists = self.lists;
         let is_gone = |(network, _): &ConnectionKey, connection: &mut Connection| {
             connection.list != lists && !failed.contains(network)
@@ -300,7 +305,13 @@ impl Connections {
         let gone: Vec<_> = self.known.extract_if(is_gone).collect();
         let keys = gone.iter().map(|(key, _)| *key).collect();
         self.gone.extend(gone);
-        (keys, incomplete)
+        (if self.source == WatchSource::Ebpf { unrecorded } else { keys }, incomplete)
+    }
+
+    /// Does not examine the connections that have ended until now, because records were lost and counted.
+    pub(super) const fn skip_counted(&mut self) {
+        // They are missing from the next list, and would be examined after the one that follows.
+        self.counted_until = self.lists + 2;
     }
 
     /// Searches for the owners of the connections that have none.

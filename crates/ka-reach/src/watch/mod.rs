@@ -4,7 +4,8 @@
 //! sources. Each has its own limits, and [`Watch::start`] uses the first one that the kernel allows:
 //!
 //! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the
-//!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON.
+//!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON. If
+//!   an end has no record although its program keeps the socket, ka examines the socket, as the last source does.
 //! - [`WatchSource::Diag`]: the kernel reports each socket when it frees the socket, without the error (`destroyed`). ka
 //!   also examines sockets that their programs keep, as the next source does. This needs no capability.
 //! - [`WatchSource::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
@@ -182,16 +183,19 @@ impl Watch {
         let mut events = Vec::new();
         if let Some((records, lost)) = self.tracer.as_mut().map(Tracer::take) {
             self.report_traced(records, &mut events);
-            events.extend((lost > 0).then_some(WatchEvent::Missed(lost)));
+            if lost > 0 {
+                events.push(WatchEvent::Missed(lost));
+                self.connections.skip_counted();
+            }
         }
         self.report_destroyed(&mut events);
         if self.connections.due() <= Instant::now() {
             let (mut gone, incomplete) = self.connections.refresh();
             events.extend(incomplete.map(WatchEvent::Incomplete));
-            if self.source != WatchSource::Ebpf {
+            if self.source == WatchSource::Diag {
                 gone.extend(self.connections.gone_for_long());
-                self.report_gone(&gone, &mut events);
             }
+            self.report_gone(&gone, &mut events);
             if self.source != WatchSource::Ebpf || self.connections.counts_risks {
                 self.read_settings();
             }
@@ -226,23 +230,26 @@ impl Watch {
     }
 
     /// Reports the connections whose ends the BPF program has recorded.
-    fn report_traced(&mut self, mut records: Vec<TraceRecord>, events: &mut Vec<WatchEvent>) {
+    fn report_traced(&mut self, records: Vec<TraceRecord>, events: &mut Vec<WatchEvent>) {
         let networks: HashSet<_> = self.connections.networks.iter().map(|network| network.inode).collect();
         let is_all = matches!(self.filter.namespaces, Namespaces::All);
-        records.retain(|record| (is_all || networks.contains(&record.namespace)) && is_abnormal(record));
-        let owners: Vec<_> = records
-            .iter()
-            .map(|record| self.connections.remove((record.namespace, record.cookie))?.owner)
+        let watched = records.into_iter().filter(|record| is_all || networks.contains(&record.namespace));
+        let mut ends: Vec<_> = watched
+            .map(|record| {
+                let connection = self.connections.remove((record.namespace, record.cookie));
+                (record, connection.and_then(|connection| connection.owner))
+            })
             .collect();
-        let unknown = records.iter().zip(&owners).filter(|(_, owner)| owner.is_none());
+        ends.retain(|(record, _)| is_abnormal(record));
+        let unknown = ends.iter().filter(|(_, owner)| owner.is_none());
         let inodes = unknown.filter_map(|(record, _)| inode(record)).collect();
         let found = self.connections.owners(&inodes);
         let (now, monotonic) = (SystemTime::now(), sys::monotonic_time());
-        for (record, owner) in records.iter().zip(owners) {
+        for (record, owner) in ends {
             events.push(WatchEvent::Died(Death {
                 time: now.checked_sub(monotonic.saturating_sub(record.at)).unwrap_or(now),
                 cause: Cause::of_error(record.errno, &record.settings, record.probes, record.has_data),
-                owner: owner.or_else(|| found.get(&inode(record)?).cloned()),
+                owner: owner.or_else(|| found.get(&inode(&record)?).cloned()),
                 local: record.local,
                 peer: record.peer,
                 settings: Some(record.settings),
@@ -344,6 +351,11 @@ impl Watch {
                 unanswered_probes: Some(status.probes),
                 silent_ms: Some(status.silent_ms().into()),
             }));
+        }
+        if self.source != WatchSource::Diag {
+            for key in keys {
+                self.connections.remove(*key);
+            }
         }
     }
 
