@@ -960,8 +960,8 @@ fn a_signal_reaches_the_program_once() {
 #[test]
 fn stopped_processes_of_an_orphaned_job_are_left_alone() {
     let script = "trap 'echo hangup' HUP; sleep 30 & kill -STOP $!; wait_for() { \
-        while [ \"$(ps -o stat= -p \"$1\")\" != T ]; do sleep 0.05; done; }; wait_for $!; \
-        \"$@\" && sleep 0.3 && ps -o stat= -p $!; kill -KILL $!";
+        while [ \"$(ps -o state= -p \"$1\")\" != T ]; do sleep 0.05; done; }; wait_for $!; \
+        \"$@\" && sleep 0.3 && ps -o state= -p $!; kill -KILL $!";
     let mut session = Command::new("setsid");
     session.args(["--wait", "sh", "-c", script, "sh"]).arg(release().join("ka"));
     session.args(["run", "--via", "seccomp", "--", "true"]);
