@@ -203,8 +203,8 @@ fn an_answer_at_once_puts_the_settings_back() {
     assert_eq!(fake.writes(), [user_timeout(MARK), idle(1), idle(60), user_timeout(0)]);
 }
 
-/// If the caller is stopped for longer than the silence before the probe, the time since the last segment is longer than
-/// before, although the peer has answered.
+/// If the caller is stopped for longer than the silence before the probe, the time since the last segment is longer
+/// than before, although the peer has answered.
 #[test]
 fn an_answer_during_a_stop_of_the_caller_is_found() {
     for (now_ms, silent_ms) in [(4000, 3994), (1_000_000, 1_000_000), (4000, 4499)] {
@@ -471,7 +471,6 @@ fn a_reset_ends_the_wait_and_puts_the_settings_back() {
     }
 }
 
-/// Returns both ends of a connection that has been idle for more than a second.
 /// The kernel can end the connection after the probe has read the state and before it changes the settings.
 #[test]
 fn the_error_of_a_connection_that_has_just_timed_out_depends_on_its_own_settings() {
@@ -483,6 +482,7 @@ fn the_error_of_a_connection_that_has_just_timed_out_depends_on_its_own_settings
     assert_eq!(fake.writes(), [user_timeout(MARK), idle(60), user_timeout(0)]);
 }
 
+/// Returns both ends of a connection that has been idle for more than a second.
 fn idle_connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
