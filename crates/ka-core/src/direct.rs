@@ -152,14 +152,14 @@ pub(crate) fn now() -> Option<Duration> {
 /// Replaces a word by `new` in one atomic step if its value is `old`. Returns whether it did.
 ///
 /// On aarch64, the compiler would call its outline atomics instead. These detect newer instructions before main, keep
-/// the result, and need the loader's library. libka must avoid all three.
+/// the result, and need the loader's library. libka must avoid all three. The loop here ends when it has seen another
+/// value, or has written the new one.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
-    let (seen, failed): (u32, u32);
-    // SAFETY: `word` can be read and written. The instructions change no other memory.
+    let seen: u32;
+    // SAFETY: `word` is borrowed during the call, and atomic. The instructions change no other memory.
     unsafe {
         core::arch::asm!(
-            "mov {failed:w}, 0",
             "2:",
             "ldaxr {seen:w}, [{word}]",
             "cmp {seen:w}, {old:w}",
@@ -171,11 +171,11 @@ pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
             old = in(reg) old,
             new = in(reg) new,
             seen = out(reg) seen,
-            failed = out(reg) failed,
+            failed = out(reg) _,
             options(nostack),
         );
     }
-    seen == old && failed == 0
+    seen == old
 }
 
 /// Replaces a word by `new` in one atomic step if its value is `old`. Returns whether it did.
