@@ -14,8 +14,8 @@
 //!   the probe has left, which takes one or two ticks. Waiting for the answer changes nothing.
 //! - If the connection has already been idle for the idle time of its policy, putting that time back would make the
 //!   timer fire again. In this case, the trigger is a write of the idle time that is already set.
-//! - If keepalive is already due to end the connection, a probe must not prevent this. Calls that repeat faster than the
-//!   interval would otherwise re-arm the timer each time. So the trigger is then written without the user timeout.
+//! - If keepalive is already due to end the connection, a probe must not prevent this. Calls that repeat faster than
+//!   the interval would otherwise re-arm the timer each time. So the trigger is then written without the user timeout.
 //! - Another thread may probe the same socket. It would read the changed settings, and put these back. So only one
 //!   thread of a process changes the settings of a socket, and other processes recognize the probe by its user timeout.
 //!   All others wait for the answer to the probe of that thread.
@@ -109,7 +109,8 @@ impl Drop for Lock {
 /// The user timeout while a probe leaves: 24 days, 1 ms below the largest value, which a program may set itself.
 const MARK: i32 = i32::MAX - 1;
 
-/// The longest time from the trigger until the probe leaves. A system call that has locked the socket delays it by 50 ms.
+/// The longest time from the trigger until the probe leaves. A system call that has locked the socket delays the probe
+/// by 50 ms.
 const LEAVES_WITHIN: Duration = Duration::from_millis(LEAVES_WITHIN_MS as u64);
 const LEAVES_WITHIN_MS: i64 = 200;
 
@@ -155,7 +156,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         matches!(self.stage, Stage::Leaving { .. })
     }
 
-    /// Returns whether the probe has not been triggered yet, because another probe of the socket is leaving.
+    /// Returns whether the probe has not been triggered yet. After the first step, this means that another probe of the
+    /// socket is leaving, or that the kernel is about to send its own.
     #[must_use]
     pub const fn is_untriggered(&self) -> bool {
         matches!(self.stage, Stage::Untriggered)
@@ -164,20 +166,21 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
     fn look(&mut self, now: Duration) -> Result<Option<Alive>, Error> {
         let status = self.socket.connection_status()?;
         if !status.is_connected() {
-            // The error depends on the settings. The kernel may have ended the connection just before they were changed.
+            // The error depends on the settings. The kernel may have ended the connection just before they were
+            // changed.
             self.restore()?;
             return Err(self.ended(&status));
         }
         let silent_ms = status.silent_ms();
-        // Without an answer, the silence includes that before the probe, which was at least RECENT_MS. So half of that
-        // is enough room for the kernel's rounding.
-        let limit_ms = (micros(between(self.began, now)) / 1000).saturating_add(u64::from(RECENT_MS / 2));
+        // Without an answer, the silence includes that before the probe, which was at least RECENT_MS. So a silence
+        // below this value shows an answer. Half of RECENT_MS is enough room for the kernel's rounding.
+        let bound_ms = (micros(between(self.began, now)) / 1000).saturating_add(u64::from(RECENT_MS / 2));
         if self.state.is_none() {
             if silent_ms < RECENT_MS {
                 return Ok(Some(Alive::Recently));
             }
             self.state = Some(status.state);
-        } else if u64::from(silent_ms) < limit_ms {
+        } else if u64::from(silent_ms) < bound_ms {
             let since = match self.stage {
                 Stage::Waiting { sent: Some(sent) } => sent,
                 // The probe has left since the last look.
@@ -200,7 +203,7 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
         Ok(None)
     }
 
-    /// Makes the keepalive timer fire, unless another probe is leaving.
+    /// Makes the keepalive timer fire, unless another probe is leaving, or the kernel is about to send its own.
     fn trigger(&mut self, status: &Status, now: Duration) -> Result<(), Error> {
         if status.unacked > 0 {
             // The kernel sends no probe. The acknowledgement of the data is the answer.
@@ -377,7 +380,7 @@ impl Socket<'_> {
             if left.is_zero() {
                 return probe.restore().map(|()| None);
             }
-            // At first often, for a short round trip, then more rarely.
+            // First look often, because the round trip may be short. Then look less often.
             let waited = if probe.is_leaving() { Duration::ZERO } else { between(began, now) };
             let pause = Duration::from_micros((micros(waited) / 8).clamp(250, 10_000)).min(left);
             direct::sleep(pause);
