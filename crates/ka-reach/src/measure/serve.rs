@@ -5,17 +5,17 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use ka_core::direct::Direct;
-use ka_core::{Kernel as _, SockOpt, Timer};
+use ka_core::{Config, Timer};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::connection::{IdleConnection, discard};
 use super::protocol::{LineBuffer, Opening, TICK, result_line, session_line};
 use super::trial::TrialResult;
 use crate::error::{Error, Result};
+use crate::reason::socket_reason;
 use crate::sys;
 
 /// An event of a running server.
@@ -36,10 +36,6 @@ const OWN_DESCRIPTORS: usize = 16;
 /// The maximum number of connections that the server accepts in one round. A client that connects again and again must
 /// not keep the server from all other work.
 const MOST_ACCEPTED: usize = 64;
-/// The keepalive policy of a new connection: idle, intvl and cnt. A client may vanish without a FIN. The idle time is
-/// the longest that the kernel accepts, and exceeds the longest idle time that `ka measure` tries (9 h). An earlier
-/// probe of the server would end the idle time of a trial.
-const VANISHED: [i32; 3] = [*Timer::Idle.range().end(), 10, 6];
 /// The time between two messages on a control connection, and the longest silence of a client on it.
 const BEAT: Duration = Duration::from_secs(1);
 const LOST: Duration = Duration::from_secs(60);
@@ -48,10 +44,11 @@ const COUNT: Duration = Duration::from_secs(1);
 /// The longest wait of the loop.
 const REST: Duration = Duration::from_millis(500);
 
-/// Makes the listeners. Without an address, they accept IPv4 and IPv6 connections to all addresses.
+/// Makes the listeners. Without an address, they accept IPv4 and IPv6 connections to all addresses. The connections
+/// inherit keepalive.
 ///
 /// # Errors
-/// The error of bind(2) or listen(2).
+/// The error of setsockopt(2), bind(2) or listen(2).
 pub fn listen(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>> {
     let listener = |address: SocketAddr| -> io::Result<TcpListener> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -59,6 +56,8 @@ pub fn listen(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>> {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
+        let set = keepalive_policy().and_then(|policy| crate::socket(&socket).apply(&policy));
+        set.map_err(|error| io::Error::other(socket_reason(&error)))?;
         socket.bind(&address.into())?;
         socket.listen(128)?;
         socket.set_nonblocking(true)?;
@@ -80,13 +79,20 @@ pub fn listen(address: Option<IpAddr>, port: u16) -> Result<Vec<TcpListener>> {
     Ok(std::iter::once(first).chain(second).collect())
 }
 
+/// Returns the keepalive policy of the connections. A client may vanish without a FIN. The idle time is the longest
+/// that the kernel accepts, and exceeds the longest idle time that `ka measure` tries (9 h). An earlier probe of the
+/// server would end the idle time of a trial.
+fn keepalive_policy() -> std::result::Result<Config, ka_core::Error> {
+    Config::new(*Timer::Idle.range().end(), 10, 6)
+}
+
 /// Returns the number of connections that the server keeps: 1000, or fewer if the limit of descriptors is lower.
 pub fn capacity() -> usize {
     MOST_CONNECTIONS.min(sys::raise_descriptor_limit().saturating_sub(OWN_DESCRIPTORS))
 }
 
-/// Keeps connections until `termination` becomes readable. If a connection arrives and there are already [`capacity`]
-/// ones, closes the oldest connection of the address that has the most.
+/// Keeps connections until `termination` becomes readable. If a connection arrives while [`capacity`] connections
+/// are open, closes the oldest connection of the address that has the most.
 ///
 /// # Errors
 /// The error of a system call.
@@ -143,7 +149,7 @@ fn accept(
     // An error concerns one connection, or a resource that is available again later.
     for _ in 0..MOST_ACCEPTED {
         let Ok((stream, peer)) = listener.accept() else { return };
-        if prepare(&stream).is_err() {
+        if stream.set_nonblocking(true).is_err() {
             continue;
         }
         if guests.len() >= most
@@ -154,18 +160,6 @@ fn accept(
         }
         guests.push(Guest { peer, since: now, role: Role::New(stream, LineBuffer::default()) });
     }
-}
-
-/// Prepares the socket of a new connection.
-fn prepare(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nonblocking(true)?;
-    let options = [Timer::Idle, Timer::Intvl, Timer::Cnt].map(SockOpt::Timer);
-    for (option, value) in options.into_iter().zip(VANISHED).chain([(SockOpt::KeepAlive, 1)]) {
-        Direct
-            .set(stream.as_raw_fd(), option, value)
-            .map_err(|errno| io::Error::from_raw_os_error(errno.0))?;
-    }
-    Ok(())
 }
 
 /// Chooses the connection to close for a newer one: of the address that has the most connections, the oldest. The
