@@ -175,7 +175,7 @@ pub enum Error {
     ProbedByAnother,
     /// A termination signal arrived before ka had a result for the connection.
     Interrupted,
-    /// This process did not run for so long that it may have missed answers.
+    /// This process was stopped again and again while it probed the connection.
     TooBusy,
     /// The kernel sent fewer segments than required to a silent peer.
     AskedTooLittle {
@@ -466,7 +466,7 @@ impl fmt::Display for Error {
                 "another process of ka probes it, or was killed while it did (see ka-ping(1), NOTES)",
             ),
             Self::Interrupted => f.write_str("a signal came before ka had a result"),
-            Self::TooBusy => f.write_str("ka did not run often enough to see all answers; try again"),
+            Self::TooBusy => f.write_str("ka was stopped too often while it probed the connection; try again"),
             Self::AskedTooLittle { asked, count } => write!(
                 f,
                 "the peer left only {asked} of {count} segments unanswered, because data in flight suspends probes; \

@@ -59,7 +59,7 @@ const MAX_BLOCKED_PER_USER: u32 = 8;
 /// If a look is this late, because this process was stopped, the connection is probed again from the beginning. Then
 /// each probe has its time, and the RTT does not include the stop.
 const MAX_LATE: Duration = Duration::from_secs(1);
-/// The maximum number of such beginnings of one connection.
+/// The maximum number of these restarts for one connection.
 const MAX_RESTARTS: u32 = 8;
 
 /// Probes connections, and writes each result to `out` as a line of JSON: the index and the [`PingResult`]. Ends early
