@@ -22,7 +22,7 @@ pub(super) fn join(group: i32) {
 }
 
 /// Moves this process into the process group of its parent, if the parent is in the same session.
-pub(super) fn join_that_of_parent() {
+pub(super) fn join_group_of_parent() {
     // SAFETY: neither call takes a pointer.
     let group = unsafe { libc::getpgid(libc::getppid()) };
     join(group);

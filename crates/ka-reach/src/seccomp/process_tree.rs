@@ -479,7 +479,7 @@ impl Supervision {
     fn exit(&self) -> ! {
         self.flush();
         if self.to_spare.is_some() {
-            group::join_that_of_parent();
+            group::join_group_of_parent();
         }
         self.shared.is_finished.store(true, Ordering::Release);
         children::exit(0)

@@ -13,11 +13,11 @@ pub(crate) fn processor_time_with_children() -> Duration {
     [libc::RUSAGE_SELF, libc::RUSAGE_CHILDREN].into_iter().flat_map(used).sum()
 }
 
-/// Returns the time in user space and in the kernel.
+/// Returns the processor times in user space and in the kernel.
 fn used(who: i32) -> [Duration; 2] {
-    // SAFETY: a rusage consists of numbers.
+    // SAFETY: a rusage consists of integers, so all bytes may be 0.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: the kernel writes a rusage. If the call fails, the times stay 0.
+    // SAFETY: the kernel writes only `usage`, during the call. If the call fails, the times stay 0.
     unsafe { libc::getrusage(who, &raw mut usage) };
     [usage.ru_utime, usage.ru_stime].map(|time| {
         let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
