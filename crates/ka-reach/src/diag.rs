@@ -308,8 +308,8 @@ pub struct DestroyedSocket {
 /// The data of a connection, in bytes. `struct tcp_info`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Transfer {
-    /// The sequence numbers that the peer has acknowledged: data, the SYN if this end has connected, and the FIN if this
-    /// end has sent one.
+    /// The sequence numbers that the peer has acknowledged: data, the SYN if this end has connected, and the FIN if
+    /// this end has sent one.
     pub acknowledged: u64,
     /// Data that was sent, each byte once.
     pub sent: u64,

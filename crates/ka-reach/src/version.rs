@@ -1,5 +1,5 @@
-//! The version of ka. The programs that `ka` starts, ka-top and ka-metrics, read its arguments and its messages, so they
-//! must have the same version.
+//! The version of ka. `ka` starts ka-top and ka-metrics, which read its arguments and its messages. So all three must
+//! have the same version.
 
 use std::ffi::OsStr;
 

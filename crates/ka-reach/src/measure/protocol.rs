@@ -1,7 +1,7 @@
 //! The protocol between `ka measure --from-server` and `ka measure --serve`.
 //!
 //! The messages are lines of text, at most [`LONGEST`] bytes long. The first line of a connection begins with the magic
-//! word and the version. The server only keeps all other connections.
+//! word and the version. The server keeps all other connections, and discards their data.
 //!
 //! | sender | line | meaning |
 //! |---|---|---|

@@ -283,7 +283,7 @@ struct Session<'a> {
     running: Vec<RunningTrial>,
     control: Option<ControlConnection>,
     samples: Vec<Sample>,
-    /// The reason why the server accepts fewer connections. True if `notify` has been called with it.
+    /// The reason why the server accepts fewer connections, and true if `notify` has been called with this reason.
     fewer: Option<(String, bool)>,
     /// The number of connections in a row that were refused while no other was open.
     refusals: u32,

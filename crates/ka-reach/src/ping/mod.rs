@@ -61,7 +61,7 @@ pub enum PingResult {
     Silent {
         /// True if data is in flight. The kernel then retransmits data instead of sending probes.
         in_flight: bool,
-        /// The outcome of `--destroy` for this connection. `None` without `--destroy`.
+        /// The outcome of [`PingRequest::destroy`] for this connection. `None` with [`Destroy::Never`].
         destroyed: Option<Destroyed>,
     },
     /// The connection has ended, with this errno. `None` if the program has already read the error.
@@ -72,7 +72,7 @@ pub enum PingResult {
     Gone,
 }
 
-/// The outcome of `--destroy` for a silent connection.
+/// The outcome of [`PingRequest::destroy`] for a silent connection.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Destroyed {
     /// ka ended it.
