@@ -1,6 +1,7 @@
 //! The server of `ka measure --serve` keeps all connections and sends nothing. If a client measures the direction from
 //! the server, the server probes the connections of this client.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _, Write as _};
@@ -162,17 +163,18 @@ fn accept(
     }
 }
 
-/// Chooses the connection to close for a newer one: of the address that has the most connections, the oldest. The
-/// connections of a measurement from the server come last.
+/// Chooses the connection to close for a newer one: of the addresses that have the most connections, the oldest. Of
+/// these, the connections of a measurement from the server come last.
 fn to_replace(guests: &[Guest]) -> Option<usize> {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for guest in guests {
         *counts.entry(network(guest.peer.ip())).or_default() += 1;
     }
-    let (most, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    let of_most = guests.iter().enumerate().filter(|(_, guest)| network(guest.peer.ip()) == most);
-    let oldest = of_most.min_by_key(|(_, guest)| (guest.is_of_measurement(), guest.since));
-    oldest.map(|(place, _)| place)
+    let first = guests.iter().enumerate().min_by_key(|(_, guest)| {
+        let count = counts.get(&network(guest.peer.ip()));
+        (Reverse(count), guest.is_of_measurement(), guest.since)
+    });
+    first.map(|(place, _)| place)
 }
 
 /// Returns the part of an address that identifies a client. A host with IPv6 has all addresses of its /64.
