@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
+use crate::args;
 use crate::failure::{Failure, warn};
 use crate::installed;
 use ka_reach::process::Process;
@@ -135,9 +136,7 @@ pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
         return Ok(address);
     }
     let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    let port = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let port = port.and_then(|port| port.parse().ok());
-    match (host, port) {
+    match (host, args::number(port)) {
         ("" | "localhost", Some(port)) => Ok(SocketAddr::new(loopback, port)),
         ("" | "localhost", None) => Err(format!("this is not a port from 0 to 65535: {help}")),
         ("*", Some(port)) => Err(format!("for all addresses, write 0.0.0.0:{port} or [::]:{port}")),

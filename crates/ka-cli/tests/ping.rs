@@ -643,6 +643,7 @@ fn wrong_arguments_are_explained() {
         (&["--count", "+3", &pid], "must be a number of probes, 1..100"),
         (&["+1"], "must be a PID"),
         (&["--user", "no-such-user"], "ka: ping: --user no-such-user: no such user\n"),
+        (&["--user", "+0"], "ka: ping: --user +0: no such user\n"),
         (&["--dry-run", &pid], "--destroy"),
         (&["--all", &pid], "cannot be used with"),
         (&["--user", "root", "--all"], "cannot be used with"),

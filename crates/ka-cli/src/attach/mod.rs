@@ -91,7 +91,7 @@ fn failed(error: &io::Error) -> Failure {
 
 /// Returns the ID of a user. The text is a name or an ID. `command` is the subcommand, for the error.
 pub(crate) fn user(command: &str, name: &OsStr) -> Result<u32, Failure> {
-    let number = name.to_str().and_then(|digits| digits.parse().ok());
+    let number = name.to_str().and_then(args::number);
     user::named(name)
         .or(number)
         .ok_or_else(|| Failure::new(format_args!("{command}: --user {}: no such user", name.display())))
