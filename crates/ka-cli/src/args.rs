@@ -675,8 +675,8 @@ standard error.
 
 ka searches for the process of a connection while the connection is open. For this, ka lists the connections at \
 intervals of 1 to 60 s. The more connections there are, the longer are the intervals, so that the lists take less than \
-1 % of a core. If a connection ends before ka has found its process, ka searches at once. The search fails only if the \
-process has already closed the socket. With --pid, ka does not report a connection whose process it could not find. \
+1 % of a core. If a connection ends before ka has found its process, ka searches at once. ka does not find \
+a process that has already closed the socket, or that it has no right to examine. With --pid, ka does not report a connection whose process it could not find. \
 Each subflow of a Multipath TCP connection counts as a connection.
 
 With --netns all, ka finds a new network namespace up to 30 s after its creation, or later if the intervals are long. \
