@@ -1,6 +1,6 @@
-//! Reads the kernel's list of sockets, and its reports of destroyed sockets: netlink messages that may be valid, truncated
-//! or nonsense. Valid ones are compared, byte by byte, with a second reader by <linux/netlink.h>, <linux/inet_diag.h> and
-//! <linux/tcp.h>.
+//! Reads the kernel's list of sockets, and its reports of destroyed sockets: netlink messages that may be valid,
+//! truncated or nonsense. Valid ones are compared, byte by byte, with a second reader by <linux/netlink.h>,
+//! <linux/inet_diag.h> and <linux/tcp.h>.
 
 #![no_main]
 

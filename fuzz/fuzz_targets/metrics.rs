@@ -1,5 +1,5 @@
-//! Answers an HTTP request for the metrics, which a client may send in several pieces. The answer must not depend on the
-//! pieces, and the answer to a plain request must equal that of a second parser.
+//! Answers an HTTP request for the metrics, which a client may send in several pieces. The answer must not depend on
+//! the pieces, and the answer to a plain request must equal that of a second parser.
 //!
 //! The first two bytes are the length of the first piece. Then comes the request.
 

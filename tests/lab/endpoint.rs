@@ -352,8 +352,8 @@ pub fn talks(from: &TcpStream, to: &TcpStream, within: f64) -> bool {
     passes(from, to) && passes(to, from)
 }
 
-/// Exchanges data until the kernel expects a short round trip. The handshake on a busy machine can take seconds, and the
-/// first retransmission then comes after three times as long.
+/// Exchanges data until the kernel expects a short round trip. The handshake on a busy machine can take seconds, and
+/// the first retransmission then comes after three times as long.
 pub fn settle(client: &TcpStream, server: &TcpStream) {
     const EXCHANGES: usize = 200;
     /// `TCP_RTO_MIN`, and a tenth, in microseconds.

@@ -20,8 +20,8 @@ pub enum Needs {
     Quiet,
     /// The case tolerates a lost packet.
     Nothing,
-    /// The case fills the queues, or lists the processes of the whole machine. Cases that need quiet must not run at the
-    /// same time.
+    /// The case fills the queues, or lists the processes of the whole machine. Cases that need quiet must not run at
+    /// the same time.
     Machine,
 }
 

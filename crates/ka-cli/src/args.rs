@@ -871,8 +871,8 @@ pub(crate) struct MeasureArgs {
     #[arg(long, value_name = "S", default_value = "10m", value_parser = duration::fine_seconds,
           allow_negative_numbers = true)]
     pub(crate) to: u32,
-    /// The precision of the result, at least 500 ms. Default: 5 s, or half of the time between --from and --to if that is
-    /// less
+    /// The precision of the result, at least 500 ms. Default: 5 s, or half of the time between --from and --to if that
+    /// is less
     #[arg(long, value_name = "S", value_parser = duration::fine_seconds, allow_negative_numbers = true)]
     pub(crate) precision: Option<u32>,
     /// Send this text on each connection first, for servers that soon close the connection of a silent client. The text

@@ -1,5 +1,5 @@
-//! `ka measure`: measures the idle time that the path to a server survives ([`ka_reach::measure`]), and prints the policy
-//! for it.
+//! `ka measure`: measures the idle time that the path to a server survives ([`ka_reach::measure`]), and prints the
+//! policy for it.
 
 use std::io::{self, BufWriter, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};

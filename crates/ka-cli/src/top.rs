@@ -1,8 +1,9 @@
 //! `ka top`: a live view of TCP sockets.
 //!
 //! The program ka-top draws the view, because code for terminals would make the start of each `ka run` slower
-//! (docs/performance.md). `ka` checks the arguments and becomes ka-top. ka-top checks that it has the version of `ka`, and reads the
-//! same arguments again, by [`run_view`]. This module also probes the selected socket and applies the policy to it, for the view.
+//! (docs/performance.md). `ka` checks the arguments and becomes ka-top. ka-top checks that it has the version of `ka`,
+//! and reads the same arguments again, by [`run_view`]. For the view, this module also probes the selected socket, and
+//! applies the policy to it.
 
 use std::env;
 use std::ffi::OsString;
@@ -92,8 +93,8 @@ pub struct ViewRequest {
     pub policy: Result<(Config, Mode), String>,
 }
 
-/// Runs `show` with the arguments of ka-top: the version of `ka`, and the arguments of `ka top`. Prints the message of a
-/// failure. Returns the exit status.
+/// Runs `show` with the arguments of ka-top: the version of `ka`, and the arguments of `ka top`. Prints the message of
+/// a failure. Returns the exit status.
 pub fn run_view(
     arguments: impl IntoIterator<Item = OsString>,
     show: impl FnOnce(ViewRequest) -> Result<(), String>,
@@ -181,8 +182,8 @@ impl WatchMessage {
 }
 
 impl ViewRequest {
-    /// Watches connections as `ka watch` does, and writes lines for [`WatchMessage::read`]. Ends when `out` is closed at
-    /// its other end. This process must have one thread.
+    /// Watches connections as `ka watch` does, and writes lines for [`WatchMessage::read`]. Ends when `out` is closed
+    /// at its other end. This process must have one thread.
     ///
     /// # Errors
     ///

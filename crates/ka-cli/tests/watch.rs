@@ -393,8 +393,8 @@ fn without_ebpf(source: &str) {
     assert!(err.contains("reports unreachable as retransmission"), "{err}");
 }
 
-/// The program closes each socket as soon as it gets the error, so ka cannot examine the socket. The cause comes from the
-/// kernel's report of the destroyed socket.
+/// The program closes each socket as soon as it gets the error, so ka cannot examine the socket. The cause comes from
+/// the kernel's report of the destroyed socket.
 #[test]
 fn sockets_that_programs_close_at_once_are_reported_without_ebpf() {
     if !is_allowed()

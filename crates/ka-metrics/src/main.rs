@@ -4,10 +4,10 @@
 //! ([`ka_reach::watch::Metrics`], as JSON) on standard output, which is a socket too. The argument is the version of
 //! `ka`. When `ka` ends, this program ends.
 //!
-//! **Reasons for a program of its own.** A client can send any bytes. `ka` has capabilities and holds duplicates of other
-//! programs' sockets, so `ka` must not parse these bytes. This program drops all its privileges first, opens no file,
-//! and has only the numbers that it serves. `ka` must not wait for a slow client either, because it would miss ends of
-//! connections meanwhile.
+//! **Reasons for a program of its own.** A client can send any bytes. `ka` has capabilities and holds duplicates of
+//! other programs' sockets, so `ka` must not parse these bytes. This program drops all its privileges first, opens no
+//! file, and has only the numbers that it serves. `ka` must not wait for a slow client either, because it would miss
+//! ends of connections meanwhile.
 //!
 //! [`server`] has the limits on clients, [`request`] the answer to a request, [`text`] the formats.
 

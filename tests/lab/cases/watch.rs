@@ -280,8 +280,8 @@ impl Victim {
     }
 }
 
-/// Checks the probes, the silence and the time of an event against the packets. The sources that list connections report
-/// a reset within `seconds`.
+/// Checks the probes, the silence and the time of an event against the packets. The sources that list connections
+/// report a reset within `seconds`.
 fn check_packets(source: Source, event: &Value, flow: &Flow, seconds: f64, name: &str) {
     let heard = flow.last_heard();
     let unanswered = flow.probes().into_iter().filter(|time| *time > heard).count();
