@@ -64,6 +64,7 @@ pub(crate) fn watch(args: &args::WatchArgs) -> CommandResult {
         warn(format_args!("watch: {limits}"));
     }
     let mut report = Output {
+        source: watch.source(),
         is_json: args.json,
         missed: MissedEnds::default(),
         last_missed: None,
@@ -140,6 +141,15 @@ pub(crate) fn limits(watch: &Watch) -> Option<String> {
     Some(format!("{misses}{owners}{reasons}"))
 }
 
+/// Returns a message if the source of the watch is eBPF, but the kernel has not recorded this end.
+fn unrecorded(source: WatchSource, death: &Death) -> Option<String> {
+    let is_unrecorded = source == WatchSource::Ebpf && death.source != source;
+    is_unrecorded.then(|| {
+        let local = death.local;
+        format!("the kernel did not record the end of {local} by eBPF: ka reports it as --source poll does")
+    })
+}
+
 /// Returns a duplicate of standard output if it is a pipe. When its reader has closed it, the duplicate is ready.
 fn output_pipe() -> Option<OwnedFd> {
     let output = std::fs::metadata("/proc/self/fd/1").ok()?;
@@ -163,6 +173,7 @@ impl MissedEnds {
 
 /// The output.
 struct Output {
+    source: WatchSource,
     is_json: bool,
     /// The missed reports that are not printed yet.
     missed: MissedEnds,
@@ -183,6 +194,11 @@ impl Output {
     fn print(&mut self, events: Vec<WatchEvent>) -> io::Result<()> {
         let mut out = io::stdout().lock();
         for event in events {
+            if let WatchEvent::Died(death) = &event
+                && let Some(message) = unrecorded(self.source, death)
+            {
+                warn(format_args!("watch: {message}"));
+            }
             match event {
                 WatchEvent::Died(death) if self.is_json => {
                     json::to_writer(&mut out, &DeathLine::new(&death))?;

@@ -331,8 +331,15 @@ fn ebpf_reports_the_exact_cause_of_each_end() {
     thread::sleep(Duration::from_secs(5));
     let (rest, err) = watching.end(libc::SIGTERM);
     events.extend(rest);
-    assert_eq!(err, "");
-    assert_eq!(ended.causes(&events), ended.expected(&[]));
+    // The kernels of some virtual machines run no BPF program in an interrupt that arrives in a process of the host's
+    // agent. ka must say so.
+    let is_unrecorded = |event: &&Value| err.contains(&unrecorded(event));
+    let examined: Vec<_> = events.iter().filter(is_unrecorded).cloned().collect();
+    assert_eq!(err.lines().count(), examined.len(), "{err}");
+    let examined = ended.causes(&examined);
+    let other = [("destroyed", "reset"), ("unreachable", "retransmission")];
+    let other: Vec<_> = other.into_iter().filter(|(name, _)| examined.contains_key(name)).collect();
+    assert_eq!(ended.causes(&events), ended.expected(&other));
     ended.check_errors();
     let resets = ["reset", "destroyed"];
     let timed_out = events.iter().filter(|event| !resets.contains(&event["cause"].as_str().unwrap()));
@@ -639,6 +646,12 @@ fn ends_that_the_kernel_could_not_record_are_counted() {
     drop(clients);
 }
 
+/// Returns the message about an end that the kernel has not recorded.
+fn unrecorded(event: &Value) -> String {
+    let local = event["local"].as_str().unwrap();
+    format!("the kernel did not record the end of {local} by eBPF: ka reports it as --source poll does")
+}
+
 /// strace lets the calls that attach ka's two BPF programs succeed without an effect, so no end is recorded.
 #[test]
 fn an_end_without_a_record_is_found_if_the_program_keeps_the_socket() {
@@ -671,7 +684,9 @@ fn an_end_without_a_record_is_found_if_the_program_keeps_the_socket() {
     assert_eq!(event["local"], format!("127.0.0.1:{}", victim.port), "{event}");
     // Three more lists must not report the end again.
     thread::sleep(Duration::from_secs(4));
-    assert_eq!(watching.end(libc::SIGTERM), (vec![], String::new()));
+    let (rest, err) = watching.end(libc::SIGTERM);
+    assert!(rest.is_empty(), "{rest:?}");
+    assert_eq!(err, format!("ka: watch: {}\n", unrecorded(&event)));
     std::fs::remove_file(log).unwrap();
 }
 

@@ -430,14 +430,15 @@ const SECOND_RECORD_WITHIN: Duration = Duration::from_secs(60);
 
 /// The ends of which one of the two records has arrived, with their times.
 #[derive(Default)]
-struct SeenOnce(HashMap<(u32, u64, SocketAddr, SocketAddr, u32), Duration>);
+struct SeenOnce(HashMap<(u32, SocketAddr, SocketAddr, u32), Duration>);
 
 impl SeenOnce {
     /// Returns whether a record is the first one of its end.
     fn is_new(&mut self, record: &TraceRecord) -> bool {
-        // A socket can lack a cookie. A new connection with the same addresses has other sequence numbers.
-        let TraceRecord { namespace, cookie, local, peer, written, at, .. } = *record;
-        let end = (namespace, cookie, local, peer, written);
+        // A socket may get its cookie between the two records. A new connection with the same addresses has other
+        // sequence numbers.
+        let TraceRecord { namespace, local, peer, written, at, .. } = *record;
+        let end = (namespace, local, peer, written);
         let is_new = self.0.remove(&end).is_none();
         if is_new {
             self.0.insert(end, at);
@@ -500,12 +501,9 @@ mod tests {
         let (local, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
         drop(server);
         assert_eq!(client.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-        assert_eq!(
-            crate::sys::poll(&tracer.descriptors().collect::<Vec<_>>(), Duration::from_secs(10))
-                .unwrap()
-                .len(),
-            2
-        );
+        let ready =
+            crate::sys::poll(&tracer.descriptors().collect::<Vec<_>>(), Duration::from_secs(10)).unwrap();
+        assert!(ready.contains(&true));
         let (mut records, lost) = tracer.take();
         // The second record may arrive later. Other connections of the machine may end too.
         std::thread::sleep(Duration::from_millis(100));

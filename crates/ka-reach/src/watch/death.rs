@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use ka_core::{Settings, Timeout};
 
+use super::WatchSource;
 use crate::listing::SocketOwner;
 
 /// The cause of an abnormal end.
@@ -80,6 +81,9 @@ impl From<Timeout> for Cause {
 /// The abnormal end of a connection.
 #[derive(Clone, Debug)]
 pub struct Death {
+    /// The source that has reported the end. [`WatchSource::Poll`] means that ka has examined the socket. With
+    /// [`WatchSource::Ebpf`], it does so if the kernel has not recorded the end.
+    pub source: WatchSource,
     /// The time of the end. If the source does not tell it, the time at which ka noticed the end.
     pub time: SystemTime,
     /// The cause of the end.

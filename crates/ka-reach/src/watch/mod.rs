@@ -247,6 +247,7 @@ impl Watch {
         let (now, monotonic) = (SystemTime::now(), sys::monotonic_time());
         for (record, owner) in ends {
             events.push(WatchEvent::Died(Death {
+                source: WatchSource::Ebpf,
                 time: now.checked_sub(monotonic.saturating_sub(record.at)).unwrap_or(now),
                 cause: Cause::of_error(record.errno, &record.settings, record.probes, record.has_data),
                 owner: owner.or_else(|| found.get(&inode(&record)?).cloned()),
@@ -279,6 +280,7 @@ impl Watch {
                 let settings = known.as_ref().and_then(|known| known.settings);
                 let is_accepted = known.as_ref().is_some_and(|known| known.is_accepted);
                 let death = |cause| Death {
+                    source: WatchSource::Diag,
                     time: SystemTime::now(),
                     cause,
                     owner: known.and_then(|known| known.owner),
@@ -342,6 +344,7 @@ impl Watch {
             connection.is_reported = true;
             let (local, peer, owner) = (connection.local, connection.peer, connection.owner.clone());
             events.push(WatchEvent::Died(Death {
+                source: WatchSource::Poll,
                 time: SystemTime::now(),
                 cause,
                 owner,
