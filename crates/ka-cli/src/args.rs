@@ -683,8 +683,8 @@ With --netns all, ka finds a new network namespace up to 30 s after its creation
 Before that, --source ebpf already reports ends in the new namespace, some without their process. The other sources do \
 not.
 
-If --source ebpf has no record of an end, but the program still has the socket, ka reports the end after the next two \
-lists, with the cause that --source poll finds.
+If the kernel has not recorded an end for --source ebpf, but the program still has the socket, ka reports the end after \
+the next two lists, as --source poll does, and says so on standard error.
 
 --source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other sources need no \
 capability. To know the processes of other users, ka needs CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run \
