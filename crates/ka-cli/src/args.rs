@@ -675,16 +675,17 @@ standard error.
 
 ka searches for the process of a connection while the connection is open. For this, ka lists the connections at \
 intervals of 1 to 60 s. The more connections there are, the longer are the intervals, so that the lists take less than \
-1 % of a core. If a connection ends before ka has found its process, ka searches at once. ka does not find \
-a process that has already closed the socket, or that it has no right to examine. With --pid, ka does not report a connection whose process it could not find. \
-Each subflow of a Multipath TCP connection counts as a connection.
+1 % of a core. If a connection ends before ka has found its process, ka searches at once. ka does not find a process \
+that has already closed the socket, or that ka has no right to examine. With --pid, ka does not report a connection \
+whose process it could not find. Each subflow of a Multipath TCP connection counts as a connection.
 
 With --netns all, ka finds a new network namespace up to 30 s after its creation, or later if the intervals are long. \
 Before that, --source ebpf already reports ends in the new namespace, some without their process. The other sources do \
 not.
 
-If the kernel has not recorded an end for --source ebpf, but the program still has the socket, ka reports the end after \
-the next two lists, as --source poll does, and says so on standard error.
+With --source ebpf, it can happen that the kernel does not record an end. If the program still has the socket, ka \
+reports this end after the next two lists, with the time and the cause that --source poll reports. ka then prints a \
+message on standard error. If the program has closed the socket, ka does not report the end.
 
 --source ebpf needs CAP_BPF and CAP_PERFMON, and Linux 5.9 with CONFIG_DEBUG_INFO_BTF. The other sources need no \
 capability. To know the processes of other users, ka needs CAP_SYS_PTRACE, and CAP_DAC_READ_SEARCH if it does not run \

@@ -141,12 +141,12 @@ pub(crate) fn limits(watch: &Watch) -> Option<String> {
     Some(format!("{misses}{owners}{reasons}"))
 }
 
-/// Returns a message if the source of the watch is eBPF, but the kernel has not recorded this end.
+/// If the source of the watch is eBPF and the kernel has not recorded this end, returns a message about it.
 fn unrecorded(source: WatchSource, death: &Death) -> Option<String> {
     let is_unrecorded = source == WatchSource::Ebpf && death.source != source;
     is_unrecorded.then(|| {
         let local = death.local;
-        format!("the kernel did not record the end of {local} by eBPF: ka reports it as --source poll does")
+        format!("eBPF has no record of the end of {local}: its time and cause are those that --source poll reports")
     })
 }
 

@@ -136,7 +136,7 @@ struct EndedConnections {
     clients: Vec<(&'static str, TcpStream, i32)>,
     /// The ports of clients that have ended normally.
     normal: Vec<u16>,
-    /// The socket of one of these, whose client has shut down both directions before a reset came.
+    /// The socket of one of these clients. The client had shut down both directions before a reset arrived.
     shut_down: TcpStream,
     /// The servers' ends of the others.
     servers: Vec<TcpStream>,
@@ -327,12 +327,12 @@ fn ebpf_reports_the_exact_cause_of_each_end() {
     let ended = end_in_all_ways(&server);
     let timeouts = counter("TcpExtTCPAbortOnTimeout") - timeouts;
     let mut events: Vec<_> = ended.clients.iter().map(|_| watching.event()).collect();
-    // The next lists must not report more ends.
+    // After the next lists, ka must not report more ends.
     thread::sleep(Duration::from_secs(5));
     let (rest, err) = watching.end(libc::SIGTERM);
     events.extend(rest);
-    // The kernels of some virtual machines run no BPF program in an interrupt that arrives in a process of the host's
-    // agent. ka must say so.
+    // In some virtual machines, the kernel runs no BPF program in an interrupt that arrives while the host's agent runs.
+    // ka must print a message for each end that was not recorded.
     let is_unrecorded = |event: &&Value| err.contains(&unrecorded(event));
     let examined: Vec<_> = events.iter().filter(is_unrecorded).cloned().collect();
     assert_eq!(err.lines().count(), examined.len(), "{err}");
@@ -638,7 +638,7 @@ fn ends_that_the_kernel_could_not_record_are_counted() {
     }
     assert_eq!(died + missed, COUNT);
     assert!(missed > 0 && died > 5000, "{died} {missed}");
-    // The next lists must not report those again that were counted as missed.
+    // After the next lists, ka must not report an end that it has counted as missed.
     thread::sleep(Duration::from_secs(5));
     let (rest, err) = watching.end(libc::SIGTERM);
     assert!(rest.is_empty(), "{rest:?}");
@@ -646,13 +646,15 @@ fn ends_that_the_kernel_could_not_record_are_counted() {
     drop(clients);
 }
 
-/// Returns the message about an end that the kernel has not recorded.
+/// Returns the message that ka prints about an end that the kernel has not recorded.
 fn unrecorded(event: &Value) -> String {
     let local = event["local"].as_str().unwrap();
-    format!("the kernel did not record the end of {local} by eBPF: ka reports it as --source poll does")
+    format!(
+        "eBPF has no record of the end of {local}: its time and cause are those that --source poll reports"
+    )
 }
 
-/// strace lets the calls that attach ka's two BPF programs succeed without an effect, so no end is recorded.
+/// strace replaces the two calls that attach the BPF programs, and lets them succeed. So the kernel records no end.
 #[test]
 fn an_end_without_a_record_is_found_if_the_program_keeps_the_socket() {
     const NAME: &str = "an_end_without_a_record_is_found_if_the_program_keeps_the_socket";
@@ -682,7 +684,7 @@ fn an_end_without_a_record_is_found_if_the_program_keeps_the_socket() {
     let event = watching.event();
     assert_eq!((&event["pid"], &event["cause"]), (&victim.child.id().into(), &"reset".into()), "{event}");
     assert_eq!(event["local"], format!("127.0.0.1:{}", victim.port), "{event}");
-    // Three more lists must not report the end again.
+    // After three more lists, ka must not report the end again.
     thread::sleep(Duration::from_secs(4));
     let (rest, err) = watching.end(libc::SIGTERM);
     assert!(rest.is_empty(), "{rest:?}");

@@ -152,8 +152,8 @@ pub(crate) fn now() -> Option<Duration> {
 /// Replaces a word by `new` in one atomic step if its value is `old`. Returns whether it did.
 ///
 /// On aarch64, the compiler would call its outline atomics instead. These detect newer instructions before main, keep
-/// the result, and need the loader's library. libka must avoid all three. The loop here ends when it has seen another
-/// value, or has written the new one.
+/// the result, and need the loader's library. libka must avoid all three. The loop here ends when the word has
+/// another value than `old`, or when the new value is written.
 #[cfg(target_arch = "aarch64")]
 pub(crate) fn replace(word: &AtomicU32, old: u32, new: u32) -> bool {
     let seen: u32;

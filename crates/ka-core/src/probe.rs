@@ -172,8 +172,8 @@ impl<'fd, K: Kernel> Probe<'fd, K> {
             return Err(self.ended(&status));
         }
         let silent_ms = status.silent_ms();
-        // Without an answer, the silence includes that before the probe, which was at least RECENT_MS. So a silence
-        // below this value shows an answer. Half of RECENT_MS is enough room for the kernel's rounding.
+        // The silence before the probe was at least RECENT_MS. Without an answer, the silence now includes it. So a
+        // silence below this value shows an answer. The kernel rounds, and half of RECENT_MS is enough room for that.
         let bound_ms = (micros(between(self.began, now)) / 1000).saturating_add(u64::from(RECENT_MS / 2));
         if self.state.is_none() {
             if silent_ms < RECENT_MS {

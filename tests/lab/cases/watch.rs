@@ -97,8 +97,8 @@ enum Source {
     Ebpf,
     Diag,
     Poll,
-    /// eBPF, but ka says that the kernel has not recorded the end, so ka has examined the socket. The kernels of some
-    /// virtual machines run no BPF program in an interrupt that arrives in a process of the host's agent.
+    /// eBPF, but the kernel has not recorded the end. ka has examined the socket instead, and says so. In some virtual
+    /// machines, the kernel runs no BPF program in an interrupt that arrives while the host's agent runs.
     Unrecorded,
 }
 
@@ -114,8 +114,8 @@ impl Source {
         }
     }
 
-    /// Returns the seconds by which the time of an event may be wrong. Only eBPF tells the time of the end itself. Without
-    /// a record, ka examines the socket after the second list.
+    /// Returns the seconds by which the time of an event may be wrong. Only a record of eBPF has the time of the end. If
+    /// the record is missing, ka examines the socket after the second list.
     const fn imprecision(self) -> f64 {
         match self {
             Self::Ebpf => 0.3,
@@ -125,11 +125,11 @@ impl Source {
     }
 }
 
-/// What a `ka watch --json` has printed.
+/// The output of a `ka watch --json`.
 struct Report {
     source: Source,
     events: Vec<Value>,
-    /// The lines for people.
+    /// The lines that are not JSON.
     messages: Vec<String>,
 }
 
@@ -148,14 +148,14 @@ impl Report {
         self.events.iter().any(|event| event["local"] == *local)
     }
 
-    /// Returns the event about this local address, which must be the only one, and the source that it comes from.
+    /// Returns the event about this local address, and its source. There must be exactly one such event.
     fn only(&self, local: &str) -> (Source, &Value) {
         let Self { source, events, messages } = self;
         let mut about = events.iter().filter(|event| event["local"] == *local);
         let (Some(event), None) = (about.next(), about.next()) else {
             panic!("{source:?}: no event or more than one about {local}: {events:?}");
         };
-        let unrecorded = format!("the kernel did not record the end of {local} by eBPF");
+        let unrecorded = format!("eBPF has no record of the end of {local}: ");
         let is_unrecorded = messages.iter().any(|message| message.contains(&unrecorded));
         (if is_unrecorded { Source::Unrecorded } else { *source }, event)
     }
@@ -198,7 +198,7 @@ impl Watching {
         }
     }
 
-    /// Ends ka.
+    /// Ends ka. Returns its whole output.
     fn end(self) -> Report {
         let Self { program, mut report } = self;
         program.end().into_iter().for_each(|line| report.read(line));
@@ -581,8 +581,8 @@ fn container(story: &mut Story) {
     let clients = || {
         let mut command = Command::new("python3");
         container.moves(&mut command);
-        // Other runs of the lab use the same addresses, and ka reports their connections too. So the port is random. The
-        // program keeps its connection after the end.
+        // Another run of the lab at the same time uses the same addresses, and ka reports its connections too. So the
+        // port is random. The program keeps the socket after the end of the connection.
         let script = format!(
             "
 import random, socket, sys

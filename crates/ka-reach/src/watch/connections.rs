@@ -164,7 +164,8 @@ pub(super) struct Connections {
     /// The processes to search. If empty, all.
     pids: Vec<i32>,
     lists: u64,
-    /// Until the list with this number, ends without a record are not examined, because records were lost and counted.
+    /// With [`WatchSource::Ebpf`], the number of the last list whose connections without a record are not examined. The
+    /// kernel lost records shortly before, and these are already counted as missed.
     counted_until: u64,
     listing: Schedule,
     searching: Schedule,
@@ -233,9 +234,11 @@ impl Connections {
         self.listing.due
     }
 
-    /// Lists the connections, and searches for the owners of new ones. Returns the keys of those to examine, because they
-    /// are no longer listed, and the reason if the list is incomplete. With [`WatchSource::Ebpf`], they are those that
-    /// the list before did not have any more. All records of their ends have been read, and they have none.
+    /// Lists the connections, and searches for the owners of new ones. Returns the keys of the connections to examine,
+    /// and the reason if the list is incomplete.
+    ///
+    /// The connections to examine are no longer listed. With [`WatchSource::Ebpf`], the previous list lacked them too,
+    /// and no record of their ends has arrived since.
     pub(super) fn refresh(&mut self) -> (Vec<ConnectionKey>, Option<Error>) {
         let mut listing = std::mem::replace(&mut self.listing, Schedule::new(LIST_PAUSE));
         let start = Instant::now();
@@ -308,9 +311,9 @@ impl Connections {
         (if self.source == WatchSource::Ebpf { unrecorded } else { keys }, incomplete)
     }
 
-    /// Does not examine the connections that have ended until now, because records were lost and counted.
+    /// Prevents the examination of connections that have already ended, because lost records are counted as missed.
     pub(super) const fn skip_counted(&mut self) {
-        // They are missing from the next list, and would be examined after the one that follows.
+        // The next list lacks these connections, and the list after it would return them.
         self.counted_until = self.lists + 2;
     }
 

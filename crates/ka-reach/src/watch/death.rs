@@ -81,8 +81,8 @@ impl From<Timeout> for Cause {
 /// The abnormal end of a connection.
 #[derive(Clone, Debug)]
 pub struct Death {
-    /// The source that has reported the end. [`WatchSource::Poll`] means that ka has examined the socket. With
-    /// [`WatchSource::Ebpf`], it does so if the kernel has not recorded the end.
+    /// The source that has reported the end. [`WatchSource::Poll`] means that ka has examined the socket. A watch by
+    /// eBPF has such ends too, if the kernel did not record them.
     pub source: WatchSource,
     /// The time of the end. If the source does not tell it, the time at which ka noticed the end.
     pub time: SystemTime,

@@ -4,8 +4,8 @@
 //! sources. Each has its own limits, and [`Watch::start`] uses the first one that the kernel allows:
 //!
 //! - [`WatchSource::Ebpf`]: a BPF program records each end at the moment at which it happens, with the error and the
-//!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON. If
-//!   an end has no record although its program keeps the socket, ka examines the socket, as the last source does.
+//!   counters that led to it, in all network namespaces ([`crate::bpf`], `trace`). It needs CAP_BPF and CAP_PERFMON. The
+//!   kernel may fail to record an end. If the program keeps the socket, ka then examines it, as the last source does.
 //! - [`WatchSource::Diag`]: the kernel reports each socket when it frees the socket, without the error (`destroyed`). ka
 //!   also examines sockets that their programs keep, as the next source does. This needs no capability.
 //! - [`WatchSource::Poll`]: a connection that has ended is no longer in the kernel's list. If its program still has the
