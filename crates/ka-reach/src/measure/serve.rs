@@ -163,8 +163,8 @@ fn accept(
     }
 }
 
-/// Chooses the connection to close for a newer one: the oldest connection of the addresses that have the most. It chooses
-/// a connection of a measurement from the server only if these addresses have no other connection.
+/// Chooses the connection to close for a newer one: the oldest connection of the addresses that have the most. It
+/// chooses a connection of a measurement from the server only if these addresses have no other connection.
 fn to_replace(guests: &[Guest]) -> Option<usize> {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for guest in guests {
