@@ -378,8 +378,8 @@ struct ProbeSequence<'a> {
     since: Option<Duration>,
     /// The time at which the first probe had left.
     sent: Option<Duration>,
-    /// The state before the first probe.
-    before: Option<Status>,
+    /// The state before the first probe, and a time just before it was read.
+    before: Option<(Status, Instant)>,
     /// The time of the next look.
     due: Duration,
     restarts: u32,
@@ -402,18 +402,19 @@ impl<'a> ProbeSequence<'a> {
     /// Looks for an answer. Begins a probe if one is due.
     fn step(&mut self, now: Duration) -> Option<PingResult> {
         if self.has_begun() && now.saturating_sub(self.due) >= MAX_LATE {
-            (self.probe, self.begun, self.since, self.sent, self.before) = (None, 0, None, None, None);
-            self.restarts += 1;
-            if self.restarts > MAX_RESTARTS {
-                return Some(PingResult::Skipped(Error::TooBusy));
+            let too_busy = self.restart();
+            if too_busy.is_some() {
+                return too_busy;
             }
         }
-        let before = match self.before {
-            Some(before) => before,
-            None => match self.own().status() {
-                Ok(status) => *self.before.insert(status),
+        let before = if let Some((before, _)) = self.before {
+            before
+        } else {
+            let time = Instant::now();
+            match self.own().status() {
+                Ok(status) => self.before.insert((status, time)).0,
                 Err(error) => return Some(failed(error, None)),
-            },
+            }
         };
         if self.is_next_due(now) {
             if self.begun == 0 {
@@ -451,7 +452,7 @@ impl<'a> ProbeSequence<'a> {
         }
         let is_last = self.begun == count || is_untriggered;
         let is_over = self.since.is_some_and(|since| since.saturating_add(timeout) <= now);
-        let result = if is_last && is_over && !is_leaving { self.end(&before) } else { None };
+        let result = if is_last && is_over && !is_leaving { self.end() } else { None };
         let pause = if is_leaving {
             Duration::from_micros(250)
         } else if is_untriggered {
@@ -478,16 +479,27 @@ impl<'a> ProbeSequence<'a> {
         !self.has_begun() || self.begun < self.request.count && !self.is_leaving() && is_time()
     }
 
-    /// Returns the result of a connection whose timeout is over. `None` if its state has just changed, so that the
-    /// next look has a result.
-    fn end(&self, before: &Status) -> Option<PingResult> {
+    /// Puts the settings back, and begins with the first probe again. After too many times, returns the result.
+    fn restart(&mut self) -> Option<PingResult> {
+        (self.probe, self.begun, self.since, self.sent, self.before) = (None, 0, None, None, None);
+        self.restarts += 1;
+        (self.restarts > MAX_RESTARTS).then_some(PingResult::Skipped(Error::TooBusy))
+    }
+
+    /// Returns the result of a connection whose timeout is over. `None` if the next look has a result, because the
+    /// connection has just ended, or because the peer has answered while this process was stopped.
+    fn end(&mut self) -> Option<PingResult> {
+        let (before, began) = self.before?;
         let now = match self.own().status() {
             Ok(status) => status,
             Err(error) => return Some(failed(error, None)),
         };
-        let is_still_silent = |now: &Status| now.is_connected() && now.silent_ms() >= before.silent_ms();
-        if !is_still_silent(&now) {
+        let is_still_silent = |now: &Status| is_silent(now.silent_ms(), began.elapsed());
+        if !now.is_connected() {
             return None;
+        }
+        if !is_still_silent(&now) {
+            return self.restart();
         }
         // TCP_INFO has these counts as bytes. Only a segment of the peer resets them.
         let more = |before: u32, now: u32| now.wrapping_sub(before) & 0xff;
@@ -524,7 +536,7 @@ impl<'a> ProbeSequence<'a> {
         // sock_diag(7) finds only sockets of the network namespace that this thread is in.
         netns::enter_that_of(self.socket.as_fd())?;
         let interface = sys::bound_interface(self.socket.as_fd()).unwrap_or(0);
-        if !self.own().status().is_ok_and(|now| is_still_silent(&now)) {
+        if !self.own().status().is_ok_and(|now| now.is_connected() && is_still_silent(&now)) {
             return Ok(false);
         }
         match diag::destroy(&ConnectionId { local, peer, interface, cookie }) {
@@ -533,6 +545,15 @@ impl<'a> ProbeSequence<'a> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Returns whether the peer has sent nothing since the first probe. `silent_ms` is the silence now, and `elapsed` the time
+/// since the first probe.
+///
+/// Without an answer, `silent_ms` also includes the silence before the probe, which was at least a second. The kernel
+/// rounds, and half a second is enough room for that.
+fn is_silent(silent_ms: u32, elapsed: Duration) -> bool {
+    Duration::from_millis(silent_ms.into()) >= elapsed + Duration::from_millis(500)
 }
 
 /// Returns the result of a connection whose probe failed. `before` is the state before the probe, if it is known.
@@ -547,5 +568,27 @@ fn failed(error: ka_core::Error, before: Option<&Status>) -> PingResult {
             PingResult::Skipped(Error::PolicyHeld { is_own: seccomp::is_enforced() })
         }
         error => PingResult::Skipped(Error::Worker(socket_reason(&error))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::is_silent;
+
+    #[test]
+    fn an_answer_that_came_while_ka_was_stopped_ends_the_silence() {
+        for (silent_ms, elapsed_ms, expected) in [
+            // No answer: the silence was 1000 ms before the first probe.
+            (3000, 2000, true),
+            (2996, 2000, true),
+            // An answer after 10 ms, and then ka was stopped for 5 s. The silence is longer than before the probe.
+            (5000, 5010, false),
+            // An answer to the last probe.
+            (0, 2000, false),
+        ] {
+            assert_eq!(is_silent(silent_ms, Duration::from_millis(elapsed_ms)), expected, "{silent_ms}");
+        }
     }
 }
