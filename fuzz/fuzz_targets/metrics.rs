@@ -7,16 +7,10 @@
 
 use ka_fuzz::allocations;
 use ka_fuzz::input::Input;
+use ka_metrics::request::{HttpAnswer, LARGEST};
+use ka_metrics::text::{Format, text};
 use ka_reach::watch::{Metrics, WatchSource};
 use libfuzzer_sys::fuzz_target;
-use request::{HttpAnswer, LARGEST};
-use text::{Format, text};
-
-// ka-metrics is a program, which no crate can depend on.
-#[path = "../../crates/ka-metrics/src/request.rs"]
-mod request;
-#[path = "../../crates/ka-metrics/src/text.rs"]
-mod text;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);

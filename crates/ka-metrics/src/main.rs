@@ -9,7 +9,8 @@
 //! file, and has only the numbers that it serves. `ka` must not wait for a slow client either, because it would miss
 //! ends of connections meanwhile.
 //!
-//! [`server`] has the limits on clients, [`request`] the answer to a request, [`text`] the formats.
+//! [`server`] has the limits on clients. [`ka_metrics::request`] has the answer to a request, and [`ka_metrics::text`]
+//! the formats.
 
 #![deny(unsafe_code)]
 #![deny(
@@ -22,9 +23,7 @@
 )]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing))]
 
-mod request;
 mod server;
-mod text;
 
 use std::env;
 use std::io;

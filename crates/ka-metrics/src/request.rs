@@ -3,29 +3,34 @@
 use crate::text::Format;
 
 /// The largest request, in bytes. Prometheus sends less than 1 KiB.
-pub(crate) const LARGEST: usize = 8 * 1024;
+pub const LARGEST: usize = 8 * 1024;
 /// The largest number of header lines.
 const MOST_HEADERS: usize = 64;
 
 /// An answer, without its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HttpAnswer {
+pub enum HttpAnswer {
     /// The metrics.
     Metrics {
+        /// The format that the client prefers.
         format: Format,
         /// True if the request was HEAD. Then the response has no body.
         is_head: bool,
     },
     /// The request is not HTTP/1.
     BadRequest,
+    /// The path is not /metrics.
     NotFound,
+    /// The method is neither GET nor HEAD.
     MethodNotAllowed,
+    /// The request has more than [`LARGEST`] bytes, or too many header lines.
     TooLarge,
 }
 
 impl HttpAnswer {
     /// Returns the answer to a request. `None` if the request is not complete yet.
-    pub(crate) fn to(bytes: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn to(bytes: &[u8]) -> Option<Self> {
         let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
         let mut request = httparse::Request::new(&mut headers);
         match request.parse(bytes) {
@@ -49,7 +54,8 @@ impl HttpAnswer {
     }
 
     /// Returns the whole response.
-    pub(crate) fn response(self, metrics: impl FnOnce(Format) -> String) -> Vec<u8> {
+    #[must_use]
+    pub fn response(self, metrics: impl FnOnce(Format) -> String) -> Vec<u8> {
         let (status, kind, body) = match self {
             Self::Metrics { format, .. } => ("200 OK", format.media_type(), metrics(format)),
             Self::BadRequest => plain("400 Bad Request", "the request is not HTTP/1"),

@@ -17,13 +17,12 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use ka_metrics::request::{self, HttpAnswer};
+use ka_metrics::text::text;
 use ka_reach::watch::Metrics;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
-
-use crate::request::{self, HttpAnswer};
-use crate::text::text;
 
 /// The largest number of clients at a time.
 const MOST_CLIENTS: usize = 64;

@@ -17,7 +17,7 @@ type MetricLabel = [(&'static str, &'static str); 1];
 
 /// A text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Format {
+pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
     /// The older format. `promtool check metrics` reads only this one.
@@ -27,7 +27,8 @@ pub(crate) enum Format {
 impl Format {
     /// Returns the format that a header Accept prefers. Without a preference, that is [`Format::Text`], which every
     /// program can read.
-    pub(crate) fn accepted(accept: &str) -> Self {
+    #[must_use]
+    pub fn accepted(accept: &str) -> Self {
         let quality = |kinds: &[&str]| {
             let of = |item: &str| {
                 let mut parts = item.split(';').map(str::trim);
@@ -44,7 +45,9 @@ impl Format {
         if is_open { Self::OpenMetrics } else { Self::Text }
     }
 
-    pub(crate) const fn media_type(self) -> &'static str {
+    /// Returns the value of the header Content-Type.
+    #[must_use]
+    pub const fn media_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -53,7 +56,11 @@ impl Format {
 }
 
 /// Returns the metrics as text.
-pub(crate) fn text(metrics: &Metrics, format: Format) -> Result<String, fmt::Error> {
+///
+/// # Errors
+///
+/// The encoder has failed.
+pub fn text(metrics: &Metrics, format: Format) -> Result<String, fmt::Error> {
     let mut text = String::new();
     encode(&mut text, &registry(metrics))?;
     Ok(match format {
